@@ -1,0 +1,1 @@
+"""Data paths, one file each, chosen by the ``Backend.Type`` of the network configuration."""

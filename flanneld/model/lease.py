@@ -1,0 +1,111 @@
+"""Leases: what a host publishes about itself, and the table of everybody's.
+
+The JSON and key codecs live in ``lease_codec.py``; nothing here knows about etcd or Kubernetes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from flanneld.model.addr import IP, Prefix, format_ip
+
+
+class LeaseAttrs(NamedTuple):
+    """The value a host publishes for its subnet (contract 3.16), in decoded form."""
+
+    public_ip: IP | None
+    """IPv4 address peers send to; None without IPv4 (written as ``0.0.0.0``, contract 3.16)."""
+    public_ip6: IP | None = None
+    backend_type: str = ""
+    """``vxlan``, ``host-gw``, …; empty for udp and alloc (contract 3.17)."""
+    data: bytes = b""
+    """``BackendData`` as raw JSON; empty = absent. Decoded by the backend it belongs to."""
+    data6: bytes = b""
+    """``BackendV6Data`` as raw JSON; empty = absent."""
+    identity: str = ""
+    """Who wrote it: our ``FlanneldID`` field, empty in what Go flanneld wrote."""
+
+    def where(self) -> str:
+        """The public addresses as text, for sentences."""
+        return "+".join(format_ip(ip) for ip in (self.public_ip, self.public_ip6) if ip) or "nowhere"
+
+
+class Lease(NamedTuple):
+    """One subnet and who holds it."""
+
+    subnet: Prefix | None
+    """IPv4 subnet, host bits as written in the key (contract 3.13); None on IPv6-only networks."""
+    subnet6: Prefix | None
+    attrs: LeaseAttrs
+    revision: int = 0
+    """Store revision at which the key was last written (etcd ``mod_revision``)."""
+    ttl_id: int = 0
+    """The etcd lease that the key is attached to; 0 = none, a reservation (contract 3.40)."""
+
+    def name(self) -> str:
+        """Subnets as text, for sentences: ``10.5.2.0/24`` or ``10.5.2.0/24+fd00::/64``."""
+        return "+".join(str(p) for p in (self.subnet, self.subnet6) if p)
+
+
+class LeaseTable:
+    """All leases of the network, keyed as in the store, kept current in place by one source.
+
+    Readers iterate over it between two awaits, so they always see one consistent state. Nothing may
+    be deleted from the kernel before ``complete`` (style section 1, rule 6).
+    """
+
+    def __init__(self) -> None:
+        self._leases: dict[str, Lease] = {}
+        self.complete = False
+        """Whether a whole snapshot has been seen since start."""
+        self.revision = 0
+        """Store revision up to which the table is current."""
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(self._leases.values())
+
+    def get(self, key: str) -> Lease | None:
+        """The lease stored under a key, or None."""
+        return self._leases.get(key)
+
+    def items(self) -> Iterator[tuple[str, Lease]]:
+        """Pairs of key and lease."""
+        return iter(self._leases.items())
+
+    def put(self, key: str, lease: Lease) -> bool:
+        """Add or replace one lease; tells whether peers can notice (anything but revision and TTL)."""
+        old = self._leases.get(key)
+        self._leases[key] = lease
+        return old is None or old[:3] != lease[:3]
+
+    def drop(self, key: str) -> bool:
+        """Remove one lease; tells whether it was there."""
+        return self._leases.pop(key, None) is not None
+
+    def replace_all(self, leases: dict[str, Lease], revision: int) -> bool:
+        """Take a whole snapshot; tells whether anything differs from before, and marks ``complete``."""
+        changed = not self.complete or len(leases) != len(self._leases)
+        changed = changed or any(
+            (old := self._leases.get(key)) is None or old[:3] != lease[:3] for key, lease in leases.items()
+        )
+        self._leases = leases
+        self.revision = revision
+        self.complete = True
+        return changed
+
+
+class OwnLease(NamedTuple):
+    """Our own claim as last confirmed by the store."""
+
+    key: str
+    lease: Lease
+    expires: float | None
+    """Monotonic clock in seconds at which it runs out; None for a reservation."""
+
+
+Changed = Callable[[str], None]
+"""Called with a reason after the table or our own lease changed."""

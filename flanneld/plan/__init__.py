@@ -1,0 +1,1 @@
+"""Decisions as pure functions: what should be, what differs, in which order to change it."""

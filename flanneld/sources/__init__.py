@@ -1,0 +1,1 @@
+"""Where leases and the network configuration come from. Thin: protocol in, values out."""
