@@ -1,0 +1,400 @@
+"""rtnetlink messages to and from values. No sockets: bytes in, values out.
+
+Encoders return whole messages with length, type and flags filled and sequence number 0; the socket
+numbers them. Decoders take the body of one message (without the 16-byte header).
+
+Sources: include/uapi/linux/{netlink,rtnetlink,neighbour,if_link,if_addr}.h; RFC 3549. Byte order is
+the host's except addresses, MACs and ports, which are in network order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from flanneld.model.addr import IP, MAC, Family, Prefix
+from flanneld.model.objects import METRIC_V6, Address, Fdb, Link, Neighbour, Route, RouteKind, Vxlan
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_DUMP_INTR = 0x10
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+
+AF_UNSPEC, AF_BRIDGE = 0, 7
+IFF_UP = 0x1
+
+NUD_INCOMPLETE, NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x01, 0x02, 0x04, 0x08, 0x10
+NUD_FAILED, NUD_PERMANENT = 0x20, 0x80
+NUD_ANSWERED = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE
+NTF_SELF = 0x02
+
+RT_TABLE_MAIN = 254
+RTN_UNICAST = 1
+RTPROT_KERNEL = 2
+RTNH_F_ONLINK = 4
+
+NDA_DST, NDA_LLADDR, NDA_CACHEINFO = 1, 2, 3
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 1, 3, 4, 13, 18, 20, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 7, 9, 15
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+# enum in include/uapi/linux/if_link.h, IFLA_VXLAN_*
+VX_ID, VX_GROUP, VX_LINK, VX_LOCAL, VX_TTL, VX_TOS, VX_LEARNING = 1, 2, 3, 4, 5, 6, 7
+VX_PROXY, VX_RSC, VX_L2MISS, VX_L3MISS, VX_PORT, VX_GROUP6, VX_LOCAL6 = 11, 12, 13, 14, 15, 16, 17
+VX_ZERO_CSUM6_TX, VX_ZERO_CSUM6_RX, VX_GBP = 19, 20, 23
+
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: len, type, flags, seq, pid
+_ATTR = struct.Struct("=HH")  # nlattr: len, type
+_IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_IFADDR = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefixlen, flags, scope, index
+_NDMSG = struct.Struct("=BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
+_RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_U32 = struct.Struct("=I")
+_U16_NET = struct.Struct("!H")
+
+HEADER_BYTES = _HEADER.size
+
+
+def message(kind: int, flags: int, body: bytes) -> bytes:
+    """One request with its header; the length covers the padded body."""
+    return _HEADER.pack(HEADER_BYTES + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body
+
+
+def attr(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    size = 4 + len(payload)
+    return _ATTR.pack(size, kind) + payload + b"\0" * (-size % 4)
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return _ATTR.pack(8, kind) + _U32.pack(value)
+
+
+def _u8(kind: int, value: int) -> bytes:
+    return attr(kind, bytes((value,)))
+
+
+def attrs(body: bytes | memoryview, offset: int) -> dict[int, bytes]:
+    """Attributes of a message body by type; the last of one type wins, a broken tail is ignored."""
+    found: dict[int, bytes] = {}
+    end = len(body)
+    while offset + 4 <= end:
+        size, kind = _ATTR.unpack_from(body, offset)
+        if size < 4 or offset + size > end:
+            break
+        found[kind & NLA_TYPE_MASK] = bytes(body[offset + 4 : offset + size])
+        offset += (size + 3) & ~3
+    return found
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, memoryview]]:
+    """Split a datagram into (type, flags, sequence, port id, body)."""
+    view, offset, end = memoryview(datagram), 0, len(datagram)
+    while offset + HEADER_BYTES <= end:
+        size, kind, flags, seq, pid = _HEADER.unpack_from(view, offset)
+        if size < HEADER_BYTES or offset + size > end:
+            return
+        yield kind, flags, seq, pid, view[offset + HEADER_BYTES : offset + size]
+        offset += (size + 3) & ~3
+
+
+# ---- neighbours and forwarding entries -------------------------------------------------------------
+
+
+def neighbour(obj: Neighbour, ifindex: int, *, delete: bool = False) -> bytes:
+    """Create, replace or delete an ARP / neighbour-discovery entry."""
+    state = NUD_PERMANENT if obj.permanent else NUD_REACHABLE
+    head = _NDMSG.pack(2 if len(obj.ip) == 4 else 10, ifindex, state, 0, RTN_UNICAST)
+    if delete:
+        return message(RTM_DELNEIGH, 0, head + attr(NDA_DST, obj.ip))
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, head + attr(NDA_DST, obj.ip) + attr(NDA_LLADDR, obj.mac))
+
+
+def neighbour_failed(ip: IP, ifindex: int) -> bytes:
+    """Fail an unresolved entry: queued packets are answered with "unreachable" at once."""
+    head = _NDMSG.pack(2 if len(ip) == 4 else 10, ifindex, NUD_FAILED, 0, RTN_UNICAST)
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, head + attr(NDA_DST, ip))
+
+
+def fdb(obj: Fdb, ifindex: int, *, delete: bool = False) -> bytes:
+    """Create, replace or delete a vxlan forwarding entry; permanent and self, as flannel's (contract 6.15)."""
+    body = (
+        _NDMSG.pack(AF_BRIDGE, ifindex, NUD_PERMANENT, NTF_SELF, 0) + attr(NDA_DST, obj.dst) + attr(NDA_LLADDR, obj.mac)
+    )
+    return message(RTM_DELNEIGH, 0, body) if delete else message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def dump_neighbours(ifindex: int, *, bridge: bool) -> bytes:
+    """Ask for all neighbours, or all forwarding entries, of one device.
+
+    The kernel filters neighbours by attribute (NDA_IFINDEX = 8) but forwarding entries by the header's
+    index (net/core/neighbour.c neigh_valid_dump_req, net/core/rtnetlink.c valid_fdb_dump_strict).
+    """
+    if bridge:
+        return message(RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(AF_BRIDGE, ifindex, 0, 0, 0))
+    return message(RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(8, ifindex))
+
+
+def parse_neigh(body: memoryview) -> tuple[int, int, int, dict[int, bytes]]:
+    """Header fields and attributes of a neighbour message: (family, ifindex, state, attributes)."""
+    family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
+    return family, ifindex, state, attrs(body, _NDMSG.size)
+
+
+def decode_neigh(body: memoryview, links: Mapping[int, str]) -> Neighbour | Fdb | None:
+    """A neighbour or forwarding entry on one of the named links; None for what does not concern us.
+
+    Unresolved, failed and no-ARP neighbours belong to the kernel and are left out; so are learned
+    forwarding entries.
+    """
+    family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
+    link = links.get(ifindex)
+    if link is None or not state & (NUD_PERMANENT | NUD_ANSWERED):
+        return None
+    found = attrs(body, _NDMSG.size)
+    dst, mac = found.get(NDA_DST), found.get(NDA_LLADDR)
+    if dst is None or mac is None or len(mac) != 6 or len(dst) not in (4, 16):
+        return None
+    if family == AF_BRIDGE:
+        return Fdb(link, MAC(mac), IP(dst)) if state & NUD_PERMANENT else None
+    return Neighbour(link, IP(dst), MAC(mac), bool(state & NUD_PERMANENT))
+
+
+# ---- routes ----------------------------------------------------------------------------------------
+
+
+def route(obj: Route, ifindex: int, *, delete: bool = False) -> bytes:
+    """Create, replace or delete one route in the main table; deletion names every field, so only ours goes."""
+    family = Family.V4 if len(obj.dst.ip) == 4 else Family.V6
+    flags = RTNH_F_ONLINK if obj.onlink else 0
+    scope = obj.scope if family is Family.V4 else 0
+    parts = [
+        _RTMSG.pack(family, obj.dst.length, 0, 0, RT_TABLE_MAIN, obj.proto, scope, obj.kind, flags),
+        attr(RTA_DST, obj.dst.ip),
+    ]
+    if obj.gateway:
+        parts.append(attr(RTA_GATEWAY, obj.gateway))
+    if ifindex:
+        parts.append(_u32(RTA_OIF, ifindex))
+    if obj.metric:
+        parts.append(_u32(RTA_PRIORITY, obj.metric))
+    body = b"".join(parts)
+    return message(RTM_DELROUTE, 0, body) if delete else message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def dump_routes(family: Family, *, ifindex: int = 0, proto: int = 0) -> bytes:
+    """Ask for the main table's routes of a family, on one device and/or of one protocol (strict checking)."""
+    body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, proto, 0, 0, 0)
+    return message(RTM_GETROUTE, NLM_F_DUMP, body + (_u32(RTA_OIF, ifindex) if ifindex else b""))
+
+
+def lookup_route(ip: IP) -> bytes:
+    """Ask which route the kernel would take to an address (all rules and tables)."""
+    family = Family.V4 if len(ip) == 4 else Family.V6
+    return message(RTM_GETROUTE, 0, _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(RTA_DST, ip))
+
+
+def parse_route(body: memoryview) -> tuple[tuple[int, ...], dict[int, bytes]]:
+    """Header fields (family, dst_len, src_len, tos, table, protocol, scope, type, flags) and attributes."""
+    return _RTMSG.unpack_from(body), attrs(body, _RTMSG.size)
+
+
+def u32(value: bytes | None) -> int:
+    """A 32-bit attribute in host order; 0 when absent."""
+    return _U32.unpack(value)[0] if value and len(value) == 4 else 0
+
+
+def decode_route(body: memoryview, links: Mapping[int, str]) -> Route | None:
+    """A unicast, blackhole or unreachable route of the main table, whichever device it is on.
+
+    Devices not in ``links`` are written as ``#<index>``. Multipath and policy-table routes are left out:
+    flannel makes none.
+    """
+    family, length, _src, _tos, table, proto, scope, kind, flags = _RTMSG.unpack_from(body)
+    found = attrs(body, _RTMSG.size)
+    if (u32(found.get(RTA_TABLE)) or table) != RT_TABLE_MAIN or RTA_MULTIPATH in found:
+        return None
+    if kind not in (RouteKind.UNICAST, RouteKind.BLACKHOLE, RouteKind.UNREACHABLE):
+        return None
+    size = 4 if family == Family.V4 else 16
+    link, onlink = "", False
+    if kind == RouteKind.UNICAST:  # the kernel hangs IPv6 blackholes on lo; for us they have no device
+        oif = u32(found.get(RTA_OIF))
+        link, onlink = links.get(oif) or f"#{oif}", bool(flags & RTNH_F_ONLINK)
+    gateway = found.get(RTA_GATEWAY)
+    return Route(
+        Prefix(IP(found.get(RTA_DST, b"\0" * size)), length),
+        link,
+        IP(gateway) if gateway else None,
+        onlink,
+        RouteKind(kind),
+        proto,
+        u32(found.get(RTA_PRIORITY)),
+        scope if size == 4 else 0,
+    )
+
+
+def as_read_back(obj: Route) -> Route:
+    """The route as the kernel will show it, so that desired and observed compare by equality.
+
+    IPv6 routes get metric 1024 when none was asked for (contract 6.1); IPv4 blackholes read scope universe.
+    """
+    if len(obj.dst.ip) == 16 and not obj.metric:
+        return obj._replace(metric=METRIC_V6)
+    return obj
+
+
+# ---- addresses -------------------------------------------------------------------------------------
+
+
+def address(obj: Address, ifindex: int, *, delete: bool = False) -> bytes:
+    """Add (or refresh) or delete one address; global scope, no duplicate address detection (failures F43)."""
+    nodad = 0x02 if len(obj.ip) == 16 else 0  # IFA_F_NODAD
+    head = _IFADDR.pack(2 if len(obj.ip) == 4 else 10, obj.length, nodad, 0, ifindex)
+    body = head + attr(IFA_LOCAL, obj.ip) + attr(IFA_ADDRESS, obj.ip)
+    return message(RTM_DELADDR, 0, body) if delete else message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def dump_addresses(ifindex: int = 0) -> bytes:
+    """Ask for addresses of both families, of one device or of all."""
+    return message(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(AF_UNSPEC, 0, 0, 0, ifindex))
+
+
+def parse_address(body: memoryview) -> tuple[int, int, int, int, IP | None]:
+    """(ifindex, prefix length, flags, scope, address) of an address message."""
+    _family, length, flags, scope, ifindex = _IFADDR.unpack_from(body)
+    found = attrs(body, _IFADDR.size)
+    ip = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)
+    return ifindex, length, u32(found.get(IFA_FLAGS)) or flags, scope, IP(ip) if ip else None
+
+
+# ---- links -----------------------------------------------------------------------------------------
+
+
+def _vxlan_attrs(vx: Vxlan, *, create: bool) -> bytes:
+    """IFLA_INFO_DATA of a device as contract 6.9 has it, plus ``l2miss``.
+
+    A change in place names only what the kernel lets change on a live device (vxlan_changelink).
+    """
+    parts = [_u32(VX_ID, vx.vni)]
+    if vx.lower:
+        parts.append(_u32(VX_LINK, vx.lower))
+    if vx.local:
+        parts.append(attr(VX_LOCAL if len(vx.local) == 4 else VX_LOCAL6, vx.local))
+    parts.append(_u8(VX_LEARNING, vx.learning))
+    if create:
+        parts += [
+            attr(VX_PORT, _U16_NET.pack(vx.port)),
+            _u8(VX_L2MISS, 1),
+            *(_u8(kind, 0) for kind in (VX_TTL, VX_TOS, VX_PROXY, VX_RSC, VX_L3MISS)),
+            *(_u8(kind, 0) for kind in (VX_ZERO_CSUM6_TX, VX_ZERO_CSUM6_RX)),
+        ]
+        if vx.gbp:
+            parts.append(attr(VX_GBP, b""))
+    return b"".join(parts)
+
+
+def _link_common(obj: Link, vxlan: bytes) -> bytes:
+    parts = [attr(IFLA_ADDRESS, obj.mac), _u32(IFLA_MTU, obj.mtu)]
+    if vxlan:
+        nested = attr(IFLA_INFO_KIND, b"vxlan") + attr(IFLA_INFO_DATA | NLA_F_NESTED, vxlan)
+        parts.append(attr(IFLA_LINKINFO | NLA_F_NESTED, nested))
+    return b"".join(parts)
+
+
+def link_create(obj: Link) -> bytes:
+    """Make a vxlan device, down. txqueuelen 0 as flannel's (contract 6.4)."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attr(IFLA_IFNAME, obj.name.encode() + b"\0") + _u32(IFLA_TXQLEN, 0)
+    vxlan = _vxlan_attrs(obj.vxlan, create=True) if obj.vxlan else b""
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + _link_common(obj, vxlan))
+
+
+def link_set(obj: Link, was: Link | None, ifindex: int) -> bytes:
+    """Change a device in place: MAC, MTU, up or down, and the vxlan settings that differ."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP if obj.up else 0, IFF_UP)
+    parts = []
+    if was is None or was.mac != obj.mac:
+        parts.append(attr(IFLA_ADDRESS, obj.mac))
+    if was is None or was.mtu != obj.mtu:
+        parts.append(_u32(IFLA_MTU, obj.mtu))
+    if obj.vxlan and was and was.vxlan != obj.vxlan:
+        nested = attr(IFLA_INFO_KIND, b"vxlan") + attr(
+            IFLA_INFO_DATA | NLA_F_NESTED, _vxlan_attrs(obj.vxlan, create=False)
+        )
+        parts.append(attr(IFLA_LINKINFO | NLA_F_NESTED, nested))
+    return message(RTM_NEWLINK, 0, body + b"".join(parts))
+
+
+def link_alias(obj: Link, ifindex: int) -> bytes:
+    """Set ``ifalias``; a message of its own because creation ignores the attribute."""
+    return message(RTM_NEWLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attr(IFLA_IFALIAS, obj.alias.encode()))
+
+
+def link_delete(ifindex: int) -> bytes:
+    """Remove a device."""
+    return message(RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0))
+
+
+def dump_links() -> bytes:
+    """Ask for all devices, without statistics."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return message(RTM_GETLINK, NLM_F_DUMP, body)
+
+
+def _decode_vxlan(raw: bytes) -> Vxlan:
+    found = attrs(raw, 0)
+    local = found.get(VX_LOCAL) or found.get(VX_LOCAL6)
+    group = found.get(VX_GROUP) or found.get(VX_GROUP6)
+    port = found.get(VX_PORT, b"\0\0")
+    return Vxlan(
+        u32(found.get(VX_ID)),
+        u32(found.get(VX_LINK)),
+        IP(local) if local else None,
+        _U16_NET.unpack(port)[0],
+        found.get(VX_LEARNING, b"\0") != b"\0",
+        VX_GBP in found,
+        IP(group) if group else None,
+    )
+
+
+def decode_link(body: memoryview) -> tuple[int, Link]:
+    """(ifindex, device) of a link message."""
+    _family, _kind, ifindex, flags, _change = _IFINFO.unpack_from(body)
+    found = attrs(body, _IFINFO.size)
+    vxlan = None
+    if IFLA_LINKINFO in found:
+        info = attrs(found[IFLA_LINKINFO], 0)
+        if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"vxlan":
+            vxlan = _decode_vxlan(info.get(IFLA_INFO_DATA, b""))
+    return ifindex, Link(
+        found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        MAC(found.get(IFLA_ADDRESS, b"")),
+        u32(found.get(IFLA_MTU)),
+        bool(flags & IFF_UP),
+        found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        vxlan,
+    )
+
+
+def parse_error(body: memoryview, flags: int) -> tuple[int, str]:
+    """(errno, kernel's message) of an NLMSG_ERROR; errno 0 is an acknowledgement.
+
+    The extended message (NLMSGERR_ATTR_MSG = 1) follows the echoed request, which NETLINK_CAP_ACK cuts
+    to its header (NLM_F_CAPPED = 0x100); NLM_F_ACK_TLVS = 0x200 says that there is one.
+    """
+    code = -struct.unpack_from("=i", body)[0]
+    text = ""
+    if flags & 0x200:
+        echoed = HEADER_BYTES if flags & 0x100 else _U32.unpack_from(body, 4)[0]
+        text = attrs(body, 4 + ((echoed + 3) & ~3)).get(1, b"").rstrip(b"\0").decode(errors="replace")
+    return code, text
