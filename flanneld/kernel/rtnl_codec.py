@@ -112,7 +112,13 @@ def messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, memoryview]]
 
 
 def neighbour(obj: Neighbour, ifindex: int, *, delete: bool = False) -> bytes:
-    """Create, replace or delete an ARP / neighbour-discovery entry."""
+    """Create, replace or delete an ARP / neighbour-discovery entry.
+
+    An entry without a MAC is a refusal: it fails what the kernel is resolving, and the queued packets are
+    answered with "unreachable" at once.
+    """
+    if not obj.mac and not delete:
+        return _neighbour_failed(obj.ip, ifindex)
     state = NUD_PERMANENT if obj.permanent else NUD_REACHABLE
     head = _NDMSG.pack(2 if len(obj.ip) == 4 else 10, ifindex, state, 0, RTN_UNICAST)
     if delete:
@@ -120,8 +126,7 @@ def neighbour(obj: Neighbour, ifindex: int, *, delete: bool = False) -> bytes:
     return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, head + attr(NDA_DST, obj.ip) + attr(NDA_LLADDR, obj.mac))
 
 
-def neighbour_failed(ip: IP, ifindex: int) -> bytes:
-    """Fail an unresolved entry: queued packets are answered with "unreachable" at once."""
+def _neighbour_failed(ip: IP, ifindex: int) -> bytes:
     head = _NDMSG.pack(2 if len(ip) == 4 else 10, ifindex, NUD_FAILED, 0, RTN_UNICAST)
     return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, head + attr(NDA_DST, ip))
 
@@ -151,19 +156,20 @@ def parse_neigh(body: memoryview) -> tuple[int, int, int, dict[int, bytes]]:
     return family, ifindex, state, attrs(body, _NDMSG.size)
 
 
-def decode_neigh(body: memoryview, links: Mapping[int, str]) -> Neighbour | Fdb | None:
+def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool = False) -> Neighbour | Fdb | None:
     """A neighbour or forwarding entry on one of the named links; None for what does not concern us.
 
-    Unresolved, failed and no-ARP neighbours belong to the kernel and are left out; so are learned
-    forwarding entries.
+    Unresolved, failed and no-ARP neighbours belong to the kernel and are left out of states; so are
+    learned forwarding entries. ``any_state`` lets neighbours of every state through, for notifications:
+    a deleted entry is announced as failed, without its MAC.
     """
     family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
     link = links.get(ifindex)
-    if link is None or not state & (NUD_PERMANENT | NUD_ANSWERED):
+    if link is None or not (any_state or state & (NUD_PERMANENT | NUD_ANSWERED)):
         return None
     found = attrs(body, _NDMSG.size)
-    dst, mac = found.get(NDA_DST), found.get(NDA_LLADDR)
-    if dst is None or mac is None or len(mac) != 6 or len(dst) not in (4, 16):
+    dst, mac = found.get(NDA_DST), found.get(NDA_LLADDR, b"" if any_state else None)
+    if dst is None or mac is None or len(mac) not in (0, 6) or len(dst) not in (4, 16):
         return None
     if family == AF_BRIDGE:
         return Fdb(link, MAC(mac), IP(dst)) if state & NUD_PERMANENT else None

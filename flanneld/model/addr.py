@@ -151,11 +151,14 @@ class Prefix(NamedTuple):
             raise ValueError(f"{self} has no address number {offset}")
         return IP((self.first + offset).to_bytes(len(self.ip), "big"))
 
-    def __contains__(self, item: object) -> bool:
-        """Whether an address (bytes) or a whole block (Prefix) lies inside."""
-        if isinstance(item, Prefix):
-            return len(item.ip) == len(self.ip) and item.length >= self.length and self._covers(item.ip)
-        return isinstance(item, bytes) and len(item) == len(self.ip) and self._covers(IP(item))
+    def covers(self, inner: Prefix | IP) -> bool:
+        """Whether an address, or a whole block, lies inside."""
+        if isinstance(inner, Prefix):
+            return len(inner.ip) == len(self.ip) and inner.length >= self.length and self._covers(inner.ip)
+        return len(inner) == len(self.ip) and self._covers(inner)
+
+    def __contains__(self, inner: object) -> bool:
+        return isinstance(inner, bytes | Prefix) and self.covers(inner if isinstance(inner, Prefix) else IP(inner))
 
     def _covers(self, ip: IP) -> bool:
         shift = len(self.ip) * 8 - self.length

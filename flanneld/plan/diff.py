@@ -66,7 +66,7 @@ def plan(
         recreate: links that the kernel refused to change in place.
     """
     removed, made, lost = _links(desired, observed, own, recreate)
-    there = _without(observed, lost)
+    there = _without(observed, lost, {op.obj.name for op in made if isinstance(op.obj, Link) and _changes_mac(op)})
     ops = [*removed, *made]
     ops += (
         Op(Verb.PUT, Sysctl(path, value), Sysctl(path, old) if (old := there.sysctls.get(path)) is not None else None)
@@ -134,11 +134,20 @@ def _links(
     return removed, made, lost
 
 
-def _without(observed: State, lost: set[str]) -> State:
-    """What remains of a state when links are re-created: their dependants go with them."""
-    if not lost:
+def _changes_mac(op: Op) -> bool:
+    return isinstance(op.obj, Link) and isinstance(op.was, Link) and op.was.mac != op.obj.mac
+
+
+def _without(observed: State, lost: set[str], unlearned: set[str]) -> State:
+    """What remains when links are re-created (their dependants go too) or get a new MAC.
+
+    The kernel flushes a device's neighbours when its address changes, permanent ones included
+    (failures table 0.1; net/core/neighbour.c neigh_changeaddr).
+    """
+    if not lost and not unlearned:
         return observed
     gone = [obj for obj in observed if isinstance(obj, Address | Fdb | Neighbour | Route) and obj.link in lost]
+    gone += [n for n in observed.neighbours.values() if n.link in unlearned]
     kept = State(
         dict(observed.links),
         {path: value for path, value in observed.sysctls.items() if not lost.intersection(path.split("/"))},

@@ -59,7 +59,7 @@ class Ownership(NamedTuple):
     def _owns_route(self, obj: Route) -> bool:
         if obj.link in self.devices:
             return obj.proto != RTPROT_KERNEL
-        if not any(obj.dst in network for network in self.networks):
+        if not any(network.covers(obj.dst) for network in self.networks):
             return False
         if obj.proto == PROTO_OURS:
             return True

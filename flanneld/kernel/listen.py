@@ -1,0 +1,175 @@
+"""Kernel notifications: misses on one socket, hints of change on another.
+
+Two sockets, because they must not drown each other: a scan that floods misses may overrun the first,
+and costs one re-read of unresolved neighbours; a route storm may overrun the second, and costs one
+full cycle. Neither carries state: what a message says is looked up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from flanneld.errors import KernelError
+from flanneld.kernel import rtnl_codec as nl
+from flanneld.model.addr import IP, MAC
+from flanneld.model.objects import Address, Fdb, Link, Neighbour, Route
+
+log = logging.getLogger("flanneld.kernel")
+
+# Legacy group bits of NETLINK_ROUTE (include/uapi/linux/rtnetlink.h, RTMGRP_*).
+GROUP_LINK, GROUP_NEIGH = 0x1, 0x4
+GROUP_ADDR4, GROUP_ROUTE4, GROUP_ADDR6, GROUP_ROUTE6 = 0x10, 0x40, 0x100, 0x400
+
+SO_RCVBUFFORCE, SO_ATTACH_FILTER = 33, 26
+RECEIVE_BUFFER_BYTES = 8 << 20
+"""The default 208 KiB holds 256 misses (measured); a burst of thousands must fit."""
+DATAGRAMS_PER_TURN = 256
+"""Notifications taken in one turn of the event loop, so that a flood leaves turns to everything else."""
+
+
+class Miss(NamedTuple):
+    """One RTM_GETNEIGH: the kernel asks who has ``ip`` (L3), or where ``mac`` lives (L2, ``ip`` None)."""
+
+    ifindex: int
+    ip: IP | None
+    mac: MAC | None
+
+
+class Hint(NamedTuple):
+    """Something changed: the object as announced, and whether it came (or changed) or went."""
+
+    new: bool
+    obj: Link | Address | Route | Neighbour | Fdb
+
+
+class _Listener:
+    """A multicast socket on the event loop: drain a bounded number of datagrams, report overruns."""
+
+    def __init__(self, groups: int, overrun: Callable[[], None]) -> None:
+        self._overrun = overrun
+        try:
+            self._sock = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+            )
+            self._sock.bind((0, groups))
+        except OSError as exc:
+            raise KernelError("listen for kernel notifications", exc.errno or 0) from exc
+        for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):  # FORCE needs CAP_NET_ADMIN in the initial user namespace
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER_BYTES)
+                break
+            except PermissionError:
+                continue
+
+    def start(self) -> None:
+        """Begin to deliver; call from the event loop's thread."""
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._drain)
+
+    def close(self) -> None:
+        """Stop delivering."""
+        if self._sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            self._sock.close()
+
+    def _drain(self) -> None:
+        datagrams = []
+        try:
+            for _ in range(DATAGRAMS_PER_TURN):
+                datagrams.append(self._sock.recv(1 << 16))
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            if exc.errno != errno.ENOBUFS:
+                raise
+            self._overrun()
+        if datagrams:
+            self.take(datagrams)
+
+    def take(self, datagrams: Sequence[bytes]) -> None:
+        """Handle what one turn brought."""
+        raise NotImplementedError
+
+
+class MissListener(_Listener):
+    """Delivers the kernel's questions, a turn's worth at a time."""
+
+    def __init__(self, answer: Callable[[list[Miss]], None], overrun: Callable[[], None]) -> None:
+        super().__init__(GROUP_NEIGH, overrun)
+        self._answer = answer
+        _accept_only(self._sock, nl.RTM_GETNEIGH)
+
+    def take(self, datagrams: Sequence[bytes]) -> None:
+        """Hand over all misses of one turn together, so that duplicates can be merged."""
+        misses = [miss for d in datagrams for kind, _f, _s, _p, body in nl.messages(d) if (miss := _miss(kind, body))]
+        if misses:
+            self._answer(misses)
+
+
+def _miss(kind: int, body: memoryview) -> Miss | None:
+    if kind != nl.RTM_GETNEIGH:
+        return None
+    _family, ifindex, _state, found = nl.parse_neigh(body)
+    ip, mac = found.get(nl.NDA_DST), found.get(nl.NDA_LLADDR)
+    return Miss(ifindex, IP(ip) if ip else None, MAC(mac) if mac else None)
+
+
+class HintListener(_Listener):
+    """Delivers changes that others made: what carries one of our own port ids is an echo and is dropped."""
+
+    def __init__(self, hint: Callable[[Hint], None], overrun: Callable[[], None], own_ports: frozenset[int]) -> None:
+        groups = GROUP_LINK | GROUP_NEIGH | GROUP_ADDR4 | GROUP_ROUTE4 | GROUP_ADDR6 | GROUP_ROUTE6
+        super().__init__(groups, overrun)
+        self._hint = hint
+        self._own_ports = own_ports
+        self._names = dict(socket.if_nameindex())
+
+    def take(self, datagrams: Sequence[bytes]) -> None:
+        """Hand over changes one by one, echoes of our own left out."""
+        for datagram in datagrams:
+            for kind, _flags, _seq, pid, body in nl.messages(datagram):
+                hint = self._decode(kind, body)
+                if hint is not None and pid not in self._own_ports:
+                    self._hint(hint)
+
+    def _decode(self, kind: int, body: memoryview) -> Hint | None:
+        obj: Link | Address | Route | Neighbour | Fdb | None = None
+        if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
+            if body[0] == nl.AF_BRIDGE:
+                return None  # a bridge port's state, not a device's; DELLINK of this family means "left its bridge"
+            index, obj = nl.decode_link(body)
+            self._names[index] = obj.name
+        elif kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
+            index, length, _flags, _scope, ip = nl.parse_address(body)
+            obj = Address(self._names.get(index, ""), ip, length) if ip else None
+        elif kind in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
+            obj = nl.decode_route(body, self._names)
+        elif kind in (nl.RTM_NEWNEIGH, nl.RTM_DELNEIGH):
+            obj = nl.decode_neigh(body, self._names, any_state=True)
+        return Hint(kind in (nl.RTM_NEWLINK, nl.RTM_NEWADDR, nl.RTM_NEWROUTE, nl.RTM_NEWNEIGH), obj) if obj else None
+
+
+def _accept_only(sock: socket.socket, message_type: int) -> None:
+    """Drop every other message type in the kernel, so that echoes of our own answers never wake us.
+
+    Classic BPF over the netlink message: load the half-word at offset 4 (nlmsg_type), compare, accept
+    or drop. BPF loads are big-endian, the field is the host's order, hence the swap.
+    Source: linux/filter.h; Documentation/networking/filter.rst.
+    """
+    swapped = socket.htons(message_type)
+    program = struct.pack(
+        "=HBBIHBBIHBBIHBBI",
+        *(0x28, 0, 0, 4),  # ldh [4]
+        *(0x15, 0, 1, swapped),  # jeq #type, next, +1
+        *(0x06, 0, 0, 0xFFFFFFFF),  # ret all
+        *(0x06, 0, 0, 0),  # ret 0
+    )
+    buffer = ctypes.create_string_buffer(program)
+    fprog = struct.pack("HP", 4, ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)

@@ -1,0 +1,384 @@
+"""The kernel over rtnetlink: ask, read state, apply operations.
+
+A request completes inside ``send``: when it returns, the answers lie in the socket's buffer. So
+nothing here needs to wait, and two requests of one thread can never interleave. Long reads and writes
+are cut into pieces with a turn of the event loop between them, so that a miss is answered meanwhile
+(on a socket of its own).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, assert_never
+
+from flanneld.errors import KernelError
+from flanneld.kernel import rtnl_codec as nl
+from flanneld.model.addr import IP, Family
+from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Route, Sysctl
+from flanneld.model.state import State
+from flanneld.plan.diff import Op, Verb
+from flanneld.plan.ownership import Ownership
+
+log = logging.getLogger("flanneld.kernel")
+
+SOL_NETLINK = 270
+NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK = 11, 12, 10
+BATCH_MESSAGES = 64
+"""Messages in one send. More gains nothing (style section 1), and their answers fit any receive buffer."""
+RECEIVE_BYTES = 1 << 18
+DUMP_RETRIES = 5
+
+
+class Socket:
+    """One NETLINK_ROUTE request socket.
+
+    Raises:
+        KernelError: the kernel refuses the socket (no netlink in this sandbox).
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+            self._sock.bind((0, 0))
+        except OSError as exc:
+            raise KernelError("open a route netlink socket", exc.errno or 0) from exc
+        for option in (NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK):
+            self._sock.setsockopt(SOL_NETLINK, option, 1)
+        # Answers are there when send returns; the deadline only keeps a kernel bug from hanging the daemon.
+        self._sock.settimeout(5)
+        self.port_id: int = self._sock.getsockname()[0]
+        self._seq = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+    def batch(self, requests: Sequence[bytes]) -> list[tuple[int, str]]:
+        """Send requests and return each one's (errno, kernel's message); errno 0 is success.
+
+        A batch is not a transaction: each message succeeds or fails alone (style section 1).
+        """
+        results: list[tuple[int, str]] = []
+        for start in range(0, len(requests), BATCH_MESSAGES):
+            results += self._batch(requests[start : start + BATCH_MESSAGES])
+        return results
+
+    def _batch(self, requests: Sequence[bytes]) -> list[tuple[int, str]]:
+        first = self._seq + 1
+        self._send(requests, nl.NLM_F_ACK)
+        results: list[tuple[int, str] | None] = [None] * len(requests)
+        missing = len(requests)
+        while missing:
+            for kind, flags, seq, _pid, body in nl.messages(self._receive()):
+                at = seq - first
+                if kind == nl.NLMSG_ERROR and 0 <= at < len(requests) and results[at] is None:
+                    results[at] = nl.parse_error(body, flags)
+                    missing -= 1
+        return [result or (0, "") for result in results]
+
+    def dump(self, request: bytes) -> Iterator[list[tuple[int, memoryview]]]:
+        """Yield the (type, body) messages of a dump, one datagram at a time.
+
+        Raises:
+            KernelError: the kernel refused, or was interrupted (code EINTR: ask again).
+        """
+        self._send([request], 0)
+        while True:
+            found: list[tuple[int, memoryview]] = []
+            done = False
+            for kind, flags, seq, _pid, body in nl.messages(self._receive()):
+                if seq != self._seq:
+                    continue
+                if flags & nl.NLM_F_DUMP_INTR:
+                    self._drain()
+                    raise KernelError("read kernel tables", errno.EINTR)
+                if kind == nl.NLMSG_DONE:
+                    done = True
+                elif kind == nl.NLMSG_ERROR:
+                    code, text = nl.parse_error(body, flags)
+                    raise KernelError("read kernel tables", code, text)
+                else:
+                    found.append((kind, body))
+            yield found
+            if done:
+                return
+
+    def ask(self, requests: Sequence[bytes]) -> list[memoryview | None]:
+        """Send get requests and return each one's answer, None where the kernel had an error."""
+        first = self._seq + 1
+        self._send(requests, 0)
+        answers: dict[int, memoryview | None] = {}
+        while len(answers) < len(requests):
+            for kind, _flags, seq, _pid, body in nl.messages(self._receive()):
+                answers[seq] = None if kind == nl.NLMSG_ERROR else body
+        return [answers.get(first + i) for i in range(len(requests))]
+
+    def _send(self, requests: Iterable[bytes], flags: int) -> None:
+        parts = []
+        for request in requests:
+            self._seq = self._seq % 0x7FFFFFFF + 1
+            size, kind, own_flags = struct.unpack_from("=IHH", request)
+            parts.append(struct.pack("=IHHII", size, kind, own_flags | flags, self._seq, 0))
+            parts.append(request[nl.HEADER_BYTES :])
+        try:
+            self._sock.send(b"".join(parts))
+        except OSError as exc:
+            raise KernelError("send to the kernel", exc.errno or 0) from exc
+
+    def _receive(self) -> bytes:
+        try:
+            return self._sock.recv(RECEIVE_BYTES)
+        except TimeoutError as exc:
+            raise KernelError("wait for the kernel's answer", errno.ETIMEDOUT) from exc
+        except OSError as exc:
+            raise KernelError("read the kernel's answer", exc.errno or 0) from exc
+
+    def _drain(self) -> None:
+        self._sock.settimeout(0)
+        try:
+            while self._sock.recv(RECEIVE_BYTES):
+                pass
+        except OSError:
+            pass
+        self._sock.settimeout(5)
+
+
+class Failure(NamedTuple):
+    """An operation that the kernel refused."""
+
+    op: Op
+    error: KernelError
+
+
+class Kernel(Protocol):
+    """What the reconcile loop needs of a kernel; ``tests/support/fake_kernel.py`` is the other one."""
+
+    async def read(self, own: Ownership) -> State:
+        """Everything of ours, and what stands in our way."""
+        ...
+
+    async def apply(self, ops: Sequence[Op]) -> list[Failure]:
+        """Do all operations in order; one that fails does not stop the rest."""
+        ...
+
+
+# Deleting what is gone and adding what is there are successes (style section 6): errno by verb and kind.
+_GONE: dict[type, frozenset[int]] = {
+    Route: frozenset({errno.ESRCH, errno.ENODEV, errno.ENETDOWN}),
+    Neighbour: frozenset({errno.ENOENT, errno.ENODEV}),
+    Fdb: frozenset({errno.ENOENT, errno.ENODEV}),
+    Address: frozenset({errno.EADDRNOTAVAIL, errno.ENODEV}),
+    Link: frozenset({errno.ENODEV}),
+}
+
+
+class Rtnl:
+    """The real kernel."""
+
+    def __init__(self) -> None:
+        self._sock = Socket()
+        self._index: dict[str, int] = {}
+        """Interface indexes by name as of the last look; refreshed when a name is unknown."""
+
+    @property
+    def port_id(self) -> int:
+        """Netlink port of our requests: notifications that carry it are echoes of our own writes."""
+        return self._sock.port_id
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    async def read(self, own: Ownership) -> State:
+        """Everything of ours, and what stands in our way.
+
+        Raises:
+            KernelError: the kernel cannot be read, or keeps changing under the dump.
+        """
+        for attempt in range(DUMP_RETRIES):
+            try:
+                return await self._read(own)
+            except KernelError as exc:
+                if exc.code != errno.EINTR or attempt == DUMP_RETRIES - 1:
+                    raise
+                await asyncio.sleep(0.01 * (attempt + 1))
+        raise KernelError("read kernel tables", errno.EINTR)
+
+    async def _read(self, own: Ownership) -> State:
+        state = State()
+        names: dict[int, str] = {}
+        for _kind, body in await self._collect(nl.dump_links()):
+            index, link = nl.decode_link(body)
+            names[index] = link.name
+            if own.owns(link):
+                state.add(link)
+        self._index = {name: index for index, name in names.items()}
+        ours = {index: name for index, name in names.items() if name in state.links}
+        for index in ours:
+            await self._read_device(state, index, ours)
+        for family in {network.family for network in own.networks}:
+            wanted = [nl.dump_routes(family, proto=PROTO_OURS)]
+            if underlay := self._index.get(own.underlay):
+                wanted.append(nl.dump_routes(family, ifindex=underlay))
+            for request in wanted:
+                await self._add_routes(state, request, names)
+        return state
+
+    async def _read_device(self, state: State, index: int, ours: dict[int, str]) -> None:
+        for _kind, body in await self._collect(nl.dump_addresses(index)):
+            ifindex, length, _flags, _scope, ip = nl.parse_address(body)
+            if ip and ifindex == index:
+                state.add(Address(ours[index], ip, length))
+        for bridge in (True, False):
+            for _kind, body in await self._collect(nl.dump_neighbours(index, bridge=bridge)):
+                obj = nl.decode_neigh(body, ours)
+                if obj is not None:
+                    state.add(obj)
+        for family in Family:
+            await self._add_routes(state, nl.dump_routes(family, ifindex=index), ours)
+
+    async def _add_routes(self, state: State, request: bytes, names: dict[int, str]) -> None:
+        for _kind, body in await self._collect(request):
+            route = nl.decode_route(body, names)
+            if route is not None:
+                state.add(route)
+
+    async def _collect(self, request: bytes) -> list[tuple[int, memoryview]]:
+        """A whole dump; the loop gets a turn now and then, between dumps, never inside one.
+
+        A dump in progress occupies the socket, and its datagrams are cheap to receive; what takes
+        time is decoding, which happens afterwards.
+        """
+        found: list[tuple[int, memoryview]] = []
+        for part in self._sock.dump(request):
+            found += part
+        await asyncio.sleep(0)
+        return found
+
+    def read_sysctls(self, paths: Iterable[str], state: State) -> None:
+        """Add the present values of settings to a state; absent ones stay absent."""
+        for path in paths:
+            try:
+                with open(f"/proc/sys/{path}") as file:
+                    state.add(Sysctl(path, file.read().strip()))
+            except OSError:
+                continue
+
+    def onlink(self, addresses: Sequence[IP]) -> dict[IP, bool]:
+        """For each address, whether the kernel would send to it without a gateway (contract 6.19)."""
+        result: dict[IP, bool] = {}
+        for start in range(0, len(addresses), BATCH_MESSAGES):
+            part = addresses[start : start + BATCH_MESSAGES]
+            for ip, body in zip(part, self._sock.ask([nl.lookup_route(ip) for ip in part]), strict=True):
+                result[ip] = body is not None and _is_direct(body)
+        return result
+
+    # ---- writing ------------------------------------------------------------------------------
+
+    async def apply(self, ops: Sequence[Op]) -> list[Failure]:
+        """Do all operations in order; one that fails does not stop the rest."""
+        failures: list[Failure] = []
+        for start in range(0, len(ops), BATCH_MESSAGES):
+            failures += self.apply_now(ops[start : start + BATCH_MESSAGES])
+            await asyncio.sleep(0)
+        return failures
+
+    def apply_now(self, ops: Sequence[Op]) -> list[Failure]:
+        """The same at once: for a handful of operations that somebody waits for."""
+        failures: list[Failure] = []
+        waiting: list[tuple[Op, bytes]] = []
+
+        def flush() -> None:
+            results = self._sock.batch([request for _op, request in waiting]) if waiting else []
+            for (op, _request), (code, text) in zip(waiting, results, strict=True):
+                if code and not (op.verb is Verb.DELETE and code in _GONE.get(type(op.obj), ())):
+                    failures.append(Failure(op, KernelError(str(op), code, text)))
+            waiting.clear()
+
+        for op in ops:
+            try:
+                if isinstance(op.obj, Sysctl):
+                    flush()
+                    _write_sysctl(op.obj)
+                elif op.verb is Verb.CREATE:
+                    flush()  # what follows needs the new device's index
+                    self._create(op)
+                else:
+                    waiting += ((op, request) for request in self._encode(op))
+            except KernelError as exc:
+                failures.append(Failure(op, exc))
+        flush()
+        return failures
+
+    def _create(self, op: Op) -> None:
+        if not isinstance(op.obj, Link):
+            raise TypeError(f"only links are created: {op}")
+        ((code, text),) = self._sock.batch([nl.link_create(op.obj)])
+        if code:
+            raise KernelError(str(op), code, text)
+        self._index[op.obj.name] = socket.if_nametoindex(op.obj.name)
+        self._sock.batch([nl.link_alias(op.obj, self._index[op.obj.name])])
+
+    def index(self, name: str) -> int:
+        """Interface index of a device.
+
+        Raises:
+            KernelError: there is no such device.
+        """
+        if name not in self._index:
+            try:
+                self._index[name] = socket.if_nametoindex(name)
+            except OSError as exc:
+                raise KernelError(f"find device {name}", errno.ENODEV) from exc
+        return self._index[name]
+
+    def _encode(self, op: Op) -> list[bytes]:
+        obj, delete = op.obj, op.verb is Verb.DELETE
+        match obj:
+            case Fdb():
+                return [nl.fdb(obj, self.index(obj.link), delete=delete)]
+            case Neighbour():
+                return [nl.neighbour(obj, self.index(obj.link), delete=delete)]
+            case Route():
+                index = self.index(obj.link) if obj.link and not obj.link.startswith("#") else int(obj.link[1:] or 0)
+                return [nl.route(obj, index, delete=delete)]
+            case Address():
+                return [nl.address(obj, self.index(obj.link), delete=delete)]
+            case Link():
+                return self._encode_link(op, obj)
+            case Sysctl():
+                raise TypeError("settings do not go through netlink")
+            case _:
+                assert_never(obj)
+
+    def _encode_link(self, op: Op, obj: Link) -> list[bytes]:
+        index = self.index(obj.name)
+        if op.verb is Verb.DELETE:
+            del self._index[obj.name]
+            return [nl.link_delete(index)]
+        was = op.was if isinstance(op.was, Link) else None
+        alias = [nl.link_alias(obj, index)] if was is None or was.alias != obj.alias else []
+        return [nl.link_set(obj, was, index), *alias]
+
+
+def _is_direct(body: memoryview) -> bool:
+    head, found = nl.parse_route(body)
+    return (
+        head[7] == nl.RTN_UNICAST and nl.RTA_GATEWAY not in found and nl.RTA_MULTIPATH not in found and 18 not in found
+    )
+
+
+def _write_sysctl(obj: Sysctl) -> None:
+    try:
+        with open(f"/proc/sys/{obj.path}", "w") as file:
+            file.write(obj.value)
+    except OSError as exc:
+        detail = "mount /proc/sys writable for the daemon" if exc.errno == errno.EROFS else ""
+        raise KernelError(f"set {obj}", exc.errno or 0, detail) from exc

@@ -1,0 +1,67 @@
+"""Which kernel notifications deserve a look, and how a repair is told. Pure."""
+
+from __future__ import annotations
+
+from flanneld.model.objects import PROTO_OURS, Address, Fdb, KernelObject, Link, Neighbour, Route
+from flanneld.model.state import State
+from flanneld.plan.diff import Op, Verb
+from flanneld.plan.ownership import Ownership
+
+
+def reason_to_look(
+    obj: Link | Address | Route | Neighbour | Fdb, *, new: bool, desired: State, own: Ownership, watch_routes: bool
+) -> str | None:
+    """Why a notification should wake the loop; None when it agrees with what we want, or is not our business.
+
+    Args:
+        obj: the object announced.
+        new: it appeared or changed; False: it went.
+        desired: what we want, as of now.
+        own: what is ours.
+        watch_routes: whether routes of others decide something here (DirectRouting).
+    """
+    match obj:
+        case Link():
+            return _link_reason(obj, new=new, desired=desired, own=own)
+        case Address():
+            if obj.link == own.underlay:
+                return "underlay address"
+            return f"address {obj.link}" if obj.link in own.devices and new != (obj in desired) else None
+        case Neighbour() if obj.link in own.devices:
+            want = desired.neighbours.get((obj.link, obj.ip))
+            if want is None:  # only programmed entries are a surprise; answered misses age as the kernel sees fit
+                return "neighbour" if new and obj.permanent else None
+            return None if new and obj == want else "neighbour"
+        case Fdb() if obj.link in own.devices:
+            return "fdb" if new != (obj in desired) else None
+        case Neighbour() | Fdb():
+            return None
+        case Route():
+            ours = obj.link in own.devices or obj.proto == PROTO_OURS or obj in desired.routes
+            if ours:
+                return "route" if new != (obj in desired.routes) and (not new or own.owns(obj)) else None
+            in_the_way = new and own.underlay and any(network.covers(obj.dst) for network in own.networks)
+            return "underlay route" if watch_routes or in_the_way else None
+
+
+def _link_reason(obj: Link, *, new: bool, desired: State, own: Ownership) -> str | None:
+    if obj.name == own.underlay:
+        return "underlay link"
+    want = desired.links.get(obj.name)
+    if want is not None:
+        return f"link {obj.name}" if not new or obj != want else None
+    return f"link {obj.name}" if new and own.owns(obj) else None
+
+
+def audit_line(op: Op) -> str:
+    """One repair in words: what, what it was, what it is now (design N1)."""
+    if op.verb is Verb.DELETE:
+        return f"removed {op.obj}: no lease asks for it"
+    if op.was is None or (isinstance(op.obj, Link) and op.verb is Verb.CREATE):
+        return f"restored {op.obj}: it was gone"
+    return f"restored {op.obj}: it was {_brief(op.was)}"
+
+
+def _brief(obj: KernelObject) -> str:
+    """The old value, without its kind: the sentence has named that already."""
+    return str(obj).partition(" ")[2]
