@@ -1,0 +1,149 @@
+"""Kernel settings under /proc/sys, by path, and what to warn the operator of.
+
+Paths, never ``sysctl`` syntax: ``flannel.1`` has a dot in its name, and ``net.ipv4.neigh.flannel.1`` means
+something else. No check here ends a start: flannel's own exit for want of br_netfilter broke hosts that
+did not need it (F37).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from flanneld.errors import KernelError
+from flanneld.model.addr import Family
+
+PROC_SYS = Path("/proc/sys")
+
+_REMEDY = {
+    errno.EROFS: "/proc/sys is read-only here, as in a container without privileges: "
+    "run it privileged or set the value on the host",
+    errno.EACCES: "flanneld has to run as root, and a container privileged",
+    errno.EPERM: "flanneld has to run as root, and a container privileged",
+    errno.ENOENT: "this kernel has no such setting, or the device is gone",
+    errno.EINVAL: "the kernel does not take this value",
+}
+
+
+def neigh(family: Family, device: str, setting: str, root: Path = PROC_SYS) -> Path:
+    """Path of a neighbour table setting of a device, e.g. ``app_solicit``; device ``default`` for new ones."""
+    return root / "net" / _directory(family) / "neigh" / device / setting
+
+
+def conf(family: Family, device: str, setting: str, root: Path = PROC_SYS) -> Path:
+    """Path of an address family setting of a device, e.g. ``accept_ra``; also ``all`` and ``default``."""
+    return root / "net" / _directory(family) / "conf" / device / setting
+
+
+def read(path: Path) -> str | None:
+    """A setting without its newline; None when the kernel has no such setting or device.
+
+    Raises:
+        KernelError: it is there and cannot be read.
+    """
+    try:
+        return path.read_text("ascii").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise _refused(f"read {path}", exc) from exc
+
+
+def write(path: Path, value: str | int) -> None:
+    """Set a value; one that is set already is not written, so that a read-only /proc/sys with the right
+    values in it is good enough.
+
+    Raises:
+        KernelError: the kernel refused; the sentence says what to do.
+    """
+    if _quietly(path) == str(value):
+        return
+    try:
+        # without O_CREAT, so that a missing setting is ENOENT and not a misleading EPERM
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(value).encode("ascii"))
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise _refused(f"write {value} to {path}", exc) from exc
+
+
+def warnings(families: Sequence[Family], device: str, *, iptables: bool, root: Path = PROC_SYS) -> list[str]:
+    """Everything about the host's settings that will hurt, one sentence each.
+
+    Args:
+        families: the enabled ones.
+        device: the external interface.
+        iptables: whether the iptables rules are in use, which need br_netfilter (contract 0.1 step 11).
+        root: of the settings.
+    """
+    found = forwarding_off(families, root)
+    if iptables:
+        found += bridge_filter_missing(families, root)
+    if Family.V4 in families:
+        found += reverse_path_strict(device, root)
+    return found
+
+
+def forwarding_off(families: Sequence[Family], root: Path = PROC_SYS) -> list[str]:
+    """Without forwarding no packet passes between containers and the network."""
+    sentences = []
+    for family in families:
+        path = root / "net/ipv4/ip_forward" if family is Family.V4 else conf(family, "all", "forwarding", root)
+        if _quietly(path) == "0":
+            sentences.append(
+                f"{family.label} forwarding is off, so containers reach nothing beyond this host: write 1 to {path}"
+            )
+    return sentences
+
+
+def bridge_filter_missing(families: Sequence[Family], root: Path = PROC_SYS) -> list[str]:
+    """Without br_netfilter, traffic between containers of one bridge passes iptables by."""
+    sentences = []
+    for family in families:
+        name = "bridge-nf-call-iptables" if family is Family.V4 else "bridge-nf-call-ip6tables"
+        path = root / "net" / "bridge" / name
+        value = _quietly(path)
+        if value != "1":
+            remedy = "modprobe br_netfilter" if value is None else f"write 1 to {path}"
+            sentences.append(
+                f"{family.label} packets between containers of one bridge do not pass iptables, so service "
+                f"addresses may fail between containers of this host: {remedy}"
+            )
+    return sentences
+
+
+def reverse_path_strict(device: str, root: Path = PROC_SYS) -> list[str]:
+    """Strict source validation drops what arrives another way than the answer would leave.
+
+    The kernel takes the larger of the device's value and that of ``all``; 1 is strict, 2 is loose.
+    Source: Documentation/networking/ip-sysctl.rst, rp_filter.
+    """
+    values = [_quietly(conf(Family.V4, name, "rp_filter", root)) for name in ("all", device)]
+    if max((int(value) for value in values if value and value.isdecimal()), default=0) != 1:
+        return []
+    return [
+        f"rp_filter is strict on {device}: packets of peers that come in there but are answered through "
+        f"another interface are dropped; if this host has several uplinks, "
+        f"write 2 to {conf(Family.V4, device, 'rp_filter', root)}"
+    ]
+
+
+def _quietly(path: Path) -> str | None:
+    """A setting that only a warning depends on: unreadable is as good as absent."""
+    try:
+        return read(path)
+    except KernelError:
+        return None
+
+
+def _directory(family: Family) -> str:
+    return "ipv4" if family is Family.V4 else "ipv6"
+
+
+def _refused(what: str, exc: OSError) -> KernelError:
+    code = exc.errno or 0
+    return KernelError(what, code, _REMEDY.get(code, ""))

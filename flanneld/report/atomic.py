@@ -1,0 +1,98 @@
+"""Replace a file so that every reader, at every moment, sees the old one or the new one, whole.
+
+These calls block for as long as the file system takes: microseconds in /run, which is memory. Callers
+with a file on a disk and a busy loop use a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from flanneld.errors import KernelError
+
+_REMEDY = {
+    errno.EACCES: "give flanneld write access to its directory",
+    errno.EPERM: "give flanneld write access to its directory",
+    errno.EROFS: "mount its file system read-write or choose another path",
+    errno.ENOSPC: "its file system is full",
+    errno.EDQUOT: "its quota is used up",
+    errno.EBUSY: "it is a mount point; mount its directory instead of the file",
+    errno.EISDIR: "a directory is in its place; remove that",
+    errno.ENOTDIR: "part of its path is not a directory",
+}
+
+
+def write_atomic(path: Path, content: bytes, what: str, new_mode: int = 0o644) -> None:
+    """Write a file through a temporary one beside it (contract 4.3, 4.6).
+
+    Args:
+        path: the file; missing parent directories are created with mode 0755.
+        content: the whole new content.
+        what: what the file is, for the sentence of an error.
+        new_mode: permission bits of a new file, whatever the umask; an existing regular file keeps its own.
+
+    Raises:
+        KernelError: it could not be written; the old file is untouched.
+    """
+    try:
+        make_directory(path.parent)
+        _replace(path, content, new_mode)
+    except OSError as exc:
+        raise file_refused(f"write {what} {path}", exc) from exc
+
+
+def file_refused(what: str, exc: OSError) -> KernelError:
+    """Translate the failure of a file operation, with the remedy where the errno tells one."""
+    code = exc.errno or 0
+    return KernelError(what, code, _REMEDY.get(code, ""))
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents, each new one with mode 0755 whatever the umask (contract 4.3)."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(0o755)
+
+
+def _replace(path: Path, content: bytes, new_mode: int) -> None:
+    # the hidden name keeps globbing readers (systemd, shells) from taking the half-written file
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(fd, _mode_of(path, new_mode))
+            # without it a power cut may leave the new name on an empty file (ext4 delayed allocation)
+            os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_directory(path.parent)
+
+
+def _mode_of(path: Path, new_mode: int) -> int:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return new_mode
+    return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else new_mode
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the rename itself durable; the file is in place already, so a refusal does not matter."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
