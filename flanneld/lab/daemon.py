@@ -109,8 +109,7 @@ class Daemon:
 
     def ask(self, page: str) -> tuple[int, str]:
         """Fetch a page such as ``/readyz`` from its health port; status 0 when nobody answers."""
-        loopback = "::1" if self._spec.ipv6 == "only" else "127.0.0.1"
-        return http.get(self._netns, loopback, HEALTH_PORT, page)
+        return http.get(self._netns, "127.0.0.1", HEALTH_PORT, page)
 
     def is_ready(self) -> bool:
         """Whether ``/readyz`` says so."""

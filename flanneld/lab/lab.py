@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from flanneld.errors import ConfigError, Unavailable
+from flanneld.errors import ConfigError
 from flanneld.lab import child, netns, wiring
 from flanneld.lab.child import Child
 from flanneld.lab.daemon import Daemon
@@ -24,6 +27,7 @@ LABS_DIR = Path("/run/flannel-lab")
 """On tmpfs: state of the running machine, gone with a reboot, as the namespaces are."""
 KILL_TIMEOUT_S = 5.0
 TOOLS = ("ip", "ping")
+_NETNS = re.compile(r"fl-([a-z0-9]{1,10})-(?:switch|router|outside|h\d+|pod\d+)")
 
 Step = Callable[[str], contextlib.AbstractContextManager[None]]
 """Wraps each step of ``up``; gets its description."""
@@ -154,12 +158,17 @@ class Lab:
 def names() -> list[str]:
     """Labs that have files or namespaces on this machine, sorted."""
     files = {path.name for path in LABS_DIR.iterdir() if path.is_dir()} if LABS_DIR.is_dir() else set()
-    spaces = {parts[1] for name in netns.listing("fl-") if len(parts := name.split("-")) == 3}
+    spaces = {found[1] for name in netns.listing("fl-") if (found := _NETNS.fullmatch(name))}
     return sorted(files | spaces)
 
 
 def remove(name: str) -> bool:
     """Take a lab down by its name alone, as a crash may have left nothing else; tells whether it existed."""
+    with _undisturbed():
+        return _remove(name)
+
+
+def _remove(name: str) -> bool:
     spaces = netns.listing(f"fl-{name}-")
     directory = LABS_DIR / name
     # Whoever lives in our namespaces is ours: etcd, daemons, and a ping that a test forgot. No farewells:
@@ -171,6 +180,20 @@ def remove(name: str) -> bool:
     with contextlib.suppress(OSError):
         LABS_DIR.rmdir()
     return existed
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM for the 20 ms that cleaning up takes; a second, impatient one would interrupt it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 def sweep() -> list[str]:
@@ -210,6 +233,3 @@ def timed(write: Callable[[str], None], what: str) -> Iterator[None]:
         write(f"  {what:<66} failed")
         raise
     write(f"  {what:<66} {time.monotonic() - begun:5.2f} s")
-
-
-__all__ = ["Lab", "Unavailable", "names", "remove", "sweep", "timed"]

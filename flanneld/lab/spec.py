@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from flanneld.errors import UsageError
-from flanneld.model.addr import Family
+from flanneld.model.addr import Family, format_ip, parse_ip
 
 IPv6Mode = Literal["off", "on", "only"]
 
@@ -126,5 +126,6 @@ class LabSpec:
 
 
 def underlay(segment: int, number: int, family: Family) -> str:
-    """Address number ``number`` of an underlay segment."""
-    return f"198.18.{segment}.{number}" if family is Family.V4 else f"2001:db8:18:{segment}::{number}"
+    """Address number ``number`` of an underlay segment, in canonical text."""
+    text = f"198.18.{segment}.{number}" if family is Family.V4 else f"2001:db8:18:{segment}::{number}"
+    return format_ip(parse_ip(text))

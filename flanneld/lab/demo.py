@@ -1,0 +1,112 @@
+"""``flannelctl lab demo``: a whole cluster, shown and judged, in plain text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from flanneld.lab.lab import Lab, timed
+from flanneld.lab.probe import Matrix, egress_source, full_size_ping, ping_matrix
+from flanneld.lab.spec import SUBNETS_KEY, LabSpec
+from flanneld.model.addr import Family
+
+LOSS_PACKETS = 20
+
+Write = Callable[[str], None]
+
+
+def run(spec: LabSpec, write: Write) -> bool:
+    """Build the lab, show what it does, take it down.
+
+    Args:
+        spec: the lab to build.
+        write: called with each line of output.
+
+    Returns:
+        Whether every first packet, every later one, every full-size one and every connection to the outside
+        got through.
+
+    Raises:
+        FlannelError: the lab could not be built.
+    """
+    begun = time.monotonic()
+    lab = Lab(spec)
+    write(f"Building a cluster of {spec.hosts} hosts on this machine (backend {spec.backend.get('Type', 'udp')})")
+    lab.up(lambda what: timed(write, what))
+    try:
+        _show_leases(lab, write)
+        _show_subnet_files(lab, write)
+        problems = [problem for family in spec.families for problem in _judge(lab, family, write)]
+    finally:
+        with timed(write, "\n  taken down: daemons, etcd, links and namespaces"):
+            lab.down()
+    took = f"in {time.monotonic() - begun:.1f} s"
+    if problems:
+        write(f"\nFAILED {took}:")
+        for problem in problems:
+            write(f"  {problem}")
+    else:
+        write(f"\nOK {took}: every pod reached every other and the outside; no first packet was lost.")
+    return not problems
+
+
+def _judge(lab: Lab, family: Family, write: Write) -> Iterable[str]:
+    """Measure one family, show the figures and yield a sentence for each that is not as it should be."""
+    write(f"\nPod to pod over {family.label}: round trip of the very first packet, milliseconds")
+    matrix = ping_matrix(lab, family)
+    write_matrix(matrix, len(lab.hosts), write)
+    for (source, target), outcome in matrix.items():
+        if outcome.lost:
+            yield f"the first {family.label} packet from pod{source} to pod{target} was lost"
+
+    later = ping_matrix(lab, family, LOSS_PACKETS)
+    sent, lost = sum(o.sent for o in later.values()), sum(o.lost for o in later.values())
+    write(f"  and {sent} packets after it: {lost} lost")
+    if lost:
+        yield f"{lost} of {sent} later {family.label} packets were lost"
+
+    if len(lab.hosts) > 1:
+        size, outcome = full_size_ping(lab, 1, 2, family)
+        write(f"  {size}-byte packets, unfragmented: {'pass' if not outcome.lost else 'DO NOT PASS'}")
+        if outcome.lost:
+            yield f"{family.label} packets of {size} bytes, as FLANNEL_MTU promises, do not pass"
+
+    write(f"\nPod to the outside over {family.label}: the address that the outside host sees")
+    for host in lab.hosts:
+        seen, expected = egress_source(lab, host.number, family), host.address(family)
+        write(f"  pod{host.number:<3} {host.pod_address(family):<22} seen as {seen or 'no connection'}")
+        if seen != expected:
+            yield f"pod{host.number} reaches the outside as {seen or 'nobody'} instead of its host's {expected}"
+
+
+def write_matrix(matrix: Matrix, hosts: int, write: Write) -> None:
+    """Print first-packet latencies, senders as rows."""
+    numbers = range(1, hosts + 1)
+    write("  from\\to " + "".join(f"{f'pod{target}':>8}" for target in numbers))
+    for source in numbers:
+        cells = []
+        for target in numbers:
+            outcome = matrix.get((source, target))
+            if outcome is None:
+                cells.append("·")
+            else:
+                cells.append("LOST" if outcome.first_ms is None else f"{outcome.first_ms:.2f}")
+        write(f"  {f'pod{source}':<8}" + "".join(f"{cell:>8}" for cell in cells))
+
+
+def _show_leases(lab: Lab, write: Write) -> None:
+    write("\nLeases in etcd, as stored")
+    for key, value in sorted(lab.etcd.items(SUBNETS_KEY).items()):
+        write(f"  {key.removeprefix(SUBNETS_KEY)}")
+        write(f"    {value}")
+
+
+def _show_subnet_files(lab: Lab, write: Write) -> None:
+    write("\nsubnet.env on each host")
+    columns = [host.daemon.subnet_file.read_text().splitlines() for host in lab.hosts]
+    for lines, host in zip(columns, lab.hosts, strict=True):
+        write(f"  {host.name + ':':<5} {_joined(lines)}")
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "  ".join(line.removeprefix("FLANNEL_") for line in lines)
