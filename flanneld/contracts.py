@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from flanneld.model.addr import Prefix
+from flanneld.errors import KernelError
+from flanneld.model.addr import IP, Prefix
 from flanneld.model.lease import Changed, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
+from flanneld.model.state import State
+from flanneld.plan.diff import Op
+from flanneld.plan.ownership import Ownership
 
 Wake = Callable[[str], None]
 """Tell the reconcile loop that something may have changed; the text is the reason, a hint only."""
@@ -112,4 +116,27 @@ class TrafficManager(Protocol):
 
     def close(self) -> None:
         """Stop watching. Rules stay (contract 0.4)."""
+        ...
+
+
+class Failure(NamedTuple):
+    """An operation that the kernel refused."""
+
+    op: Op
+    error: KernelError
+
+
+class Kernel(Protocol):
+    """What the reconcile loop needs of a kernel; ``tests/support/fake_kernel.py`` is the other one."""
+
+    async def read(self, own: Ownership, settings: Iterable[str]) -> State:
+        """Everything of ours, what stands in our way, and the present values of some settings."""
+        ...
+
+    def onlink(self, addresses: Sequence[IP]) -> dict[IP, str]:
+        """By address, the interface through which the kernel reaches it without a gateway; others are absent."""
+        ...
+
+    async def apply(self, ops: Sequence[Op]) -> list[Failure]:
+        """Do all operations in order; one that fails does not stop the rest."""
         ...

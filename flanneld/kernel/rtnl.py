@@ -14,11 +14,12 @@ import logging
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, assert_never
+from typing import assert_never
 
+from flanneld.contracts import Failure
 from flanneld.errors import KernelError
 from flanneld.kernel import rtnl_codec as nl
-from flanneld.model.addr import IP, Family
+from flanneld.model.addr import IP, MAC, Family
 from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Route, Sysctl
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb
@@ -148,25 +149,6 @@ class Socket:
         self._sock.settimeout(5)
 
 
-class Failure(NamedTuple):
-    """An operation that the kernel refused."""
-
-    op: Op
-    error: KernelError
-
-
-class Kernel(Protocol):
-    """What the reconcile loop needs of a kernel; ``tests/support/fake_kernel.py`` is the other one."""
-
-    async def read(self, own: Ownership) -> State:
-        """Everything of ours, and what stands in our way."""
-        ...
-
-    async def apply(self, ops: Sequence[Op]) -> list[Failure]:
-        """Do all operations in order; one that fails does not stop the rest."""
-        ...
-
-
 # Deleting what is gone and adding what is there are successes (style section 6): errno by verb and kind.
 _GONE: dict[type, frozenset[int]] = {
     Route: frozenset({errno.ESRCH, errno.ENODEV, errno.ENETDOWN}),
@@ -196,15 +178,17 @@ class Rtnl:
 
     # ---- reading ------------------------------------------------------------------------------
 
-    async def read(self, own: Ownership) -> State:
-        """Everything of ours, and what stands in our way.
+    async def read(self, own: Ownership, settings: Iterable[str]) -> State:
+        """Everything of ours, what stands in our way, and the present values of some settings.
 
         Raises:
             KernelError: the kernel cannot be read, or keeps changing under the dump.
         """
         for attempt in range(DUMP_RETRIES):
             try:
-                return await self._read(own)
+                state = await self._read(own)
+                _read_sysctls(settings, state)
+                return state
             except KernelError as exc:
                 if exc.code != errno.EINTR or attempt == DUMP_RETRIES - 1:
                     raise
@@ -241,6 +225,8 @@ class Rtnl:
                 obj = nl.decode_neigh(body, ours)
                 if obj is not None:
                     state.add(obj)
+                elif not bridge and (asked := nl.decode_unresolved(body, ours)):
+                    state.unresolved[asked] = None
         for family in Family:
             await self._add_routes(state, nl.dump_routes(family, ifindex=index), ours)
 
@@ -262,23 +248,23 @@ class Rtnl:
         await asyncio.sleep(0)
         return found
 
-    def read_sysctls(self, paths: Iterable[str], state: State) -> None:
-        """Add the present values of settings to a state; absent ones stay absent."""
-        for path in paths:
-            try:
-                with open(f"/proc/sys/{path}") as file:
-                    state.add(Sysctl(path, file.read().strip()))
-            except OSError:
-                continue
-
-    def onlink(self, addresses: Sequence[IP]) -> dict[IP, bool]:
-        """For each address, whether the kernel would send to it without a gateway (contract 6.19)."""
-        result: dict[IP, bool] = {}
+    def onlink(self, addresses: Sequence[IP]) -> dict[IP, str]:
+        """By address, the interface through which the kernel reaches it without a gateway (contract 6.19)."""
+        result: dict[IP, str] = {}
+        names = {index: name for name, index in self._index.items()}
         for start in range(0, len(addresses), BATCH_MESSAGES):
             part = addresses[start : start + BATCH_MESSAGES]
             for ip, body in zip(part, self._sock.ask([nl.lookup_route(ip) for ip in part]), strict=True):
-                result[ip] = body is not None and _is_direct(body)
+                name = names.get(nl.direct_device(body)) if body is not None else None
+                if name:
+                    result[ip] = name
         return result
+
+    def idle_s(self, device: str) -> dict[MAC, float]:
+        """By MAC, seconds since a packet used the forwarding entry: the kernel's own clock (dependencies 3.4)."""
+        index = self.index(device)
+        entries = (body for part in self._sock.dump(nl.dump_neighbours(index, bridge=True)) for _kind, body in part)
+        return dict(nl.decode_idle(body) for body in entries)
 
     # ---- writing ------------------------------------------------------------------------------
 
@@ -368,11 +354,13 @@ class Rtnl:
         return [nl.link_set(obj, was, index), *alias]
 
 
-def _is_direct(body: memoryview) -> bool:
-    head, found = nl.parse_route(body)
-    return (
-        head[7] == nl.RTN_UNICAST and nl.RTA_GATEWAY not in found and nl.RTA_MULTIPATH not in found and 18 not in found
-    )
+def _read_sysctls(paths: Iterable[str], state: State) -> None:
+    for path in paths:
+        try:
+            with open(f"/proc/sys/{path}") as file:
+                state.add(Sysctl(path, file.read().strip()))
+        except OSError:
+            continue  # no such device yet: absent from the state
 
 
 def _write_sysctl(obj: Sysctl) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from flanneld.model.addr import IP, MAC, Family, Prefix
-from flanneld.model.objects import METRIC_V6, Address, Fdb, Link, Neighbour, Route, RouteKind, Vxlan
+from flanneld.model.objects import Address, Fdb, Link, Neighbour, Route, RouteKind, Vxlan
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -45,6 +45,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, I
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 7, 9, 15
+RTA_VIA, RTA_ENCAP = 18, 22
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
@@ -156,6 +157,13 @@ def parse_neigh(body: memoryview) -> tuple[int, int, int, dict[int, bytes]]:
     return family, ifindex, state, attrs(body, _NDMSG.size)
 
 
+def decode_unresolved(body: memoryview, links: Mapping[int, str]) -> tuple[str, IP] | None:
+    """Device and address of a neighbour that the kernel is still asking for; None for any other."""
+    _family, ifindex, state, found = parse_neigh(body)
+    link, ip = links.get(ifindex), found.get(NDA_DST)
+    return (link, IP(ip)) if link and ip and state & NUD_INCOMPLETE else None
+
+
 def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool = False) -> Neighbour | Fdb | None:
     """A neighbour or forwarding entry on one of the named links; None for what does not concern us.
 
@@ -174,6 +182,18 @@ def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool 
     if family == AF_BRIDGE:
         return Fdb(link, MAC(mac), IP(dst)) if state & NUD_PERMANENT else None
     return Neighbour(link, IP(dst), MAC(mac), bool(state & NUD_PERMANENT))
+
+
+def decode_idle(body: memoryview) -> tuple[MAC, float]:
+    """MAC and seconds since last use of a forwarding entry.
+
+    ``used`` is the second word of nda_cacheinfo, in clock ticks of 1/100 s (USER_HZ) on every architecture
+    Linux runs on today but alpha and ia64.
+    """
+    found = parse_neigh(body)[3]
+    cache = found.get(NDA_CACHEINFO, b"")
+    used = _U32.unpack_from(cache, 4)[0] / 100 if len(cache) >= 8 else 0.0
+    return MAC(found.get(NDA_LLADDR, b"")), used
 
 
 # ---- routes ----------------------------------------------------------------------------------------
@@ -250,14 +270,11 @@ def decode_route(body: memoryview, links: Mapping[int, str]) -> Route | None:
     )
 
 
-def as_read_back(obj: Route) -> Route:
-    """The route as the kernel will show it, so that desired and observed compare by equality.
-
-    IPv6 routes get metric 1024 when none was asked for (contract 6.1); IPv4 blackholes read scope universe.
-    """
-    if len(obj.dst.ip) == 16 and not obj.metric:
-        return obj._replace(metric=METRIC_V6)
-    return obj
+def direct_device(body: memoryview) -> int:
+    """Index of the device of a looked-up route if it is unicast without a gateway, else 0."""
+    head, found = parse_route(body)
+    gateways = (RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP)
+    return 0 if head[7] != RTN_UNICAST or any(kind in found for kind in gateways) else u32(found.get(RTA_OIF))
 
 
 # ---- addresses -------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class State:
     neighbours: dict[tuple[str, IP], Neighbour] = field(default_factory=dict)
     routes: dict[Route, None] = field(default_factory=dict)
     """An ordered set."""
+    unresolved: dict[tuple[str, IP], None] = field(default_factory=dict)
+    """Addresses the kernel is asking for, as read; an ordered set, never desired."""
 
     @staticmethod
     def of(objects: Iterable[KernelObject]) -> State:
