@@ -1,7 +1,4 @@
-"""The network configuration: parse once, validate every rule, hand out a frozen value.
-
-Contract section 2. Errors name the key, the value and the remedy.
-"""
+"""The network configuration as a frozen value; ``netconf_parse.py`` makes it from JSON (contract section 2)."""
 
 from __future__ import annotations
 
