@@ -1,0 +1,265 @@
+"""Masquerade and forward rules by iptables, in the variant (legacy or nf_tables) that the host uses.
+
+What the rules are is decided in ``plan/``; here iptables' programs are run. Everything goes through
+``iptables-save`` and one ``iptables-restore --noflush`` per family, which is atomic per table and takes the
+xtables lock once. In steady state no process runs (failures F38, F39): the nf_tables variant is covered
+by nftables' generation number and announcements, the legacy one by a fingerprint of the kernel's table.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+from flanneld.contracts import TrafficRules, Wake
+from flanneld.errors import KernelError
+from flanneld.kernel import xtables
+from flanneld.kernel.nft_events import NftEvents
+from flanneld.kernel.run import find, run
+from flanneld.model.addr import Family
+from flanneld.plan.traffic_iptables import FORWARD, MASQUERADE, Repair, count_rules, repair
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_STEM = {Family.V4: "iptables", Family.V6: "ip6tables"}
+_OURS = {
+    (int(family), place.table, chain)
+    for family in Family
+    for place in (MASQUERADE, FORWARD)
+    for chain in ("", place.chain, place.parent)  # "" = the whole table
+}
+
+Variant: TypeAlias = Literal["nf_tables", "legacy"]
+_INFIX: dict[Variant, str] = {"nf_tables": "nft", "legacy": "legacy"}
+Stamp: TypeAlias = int | tuple[bytes, ...]
+
+
+class Tool(NamedTuple):
+    """One family's programs of one variant: ``<prefix>-save`` and ``<prefix>-restore``."""
+
+    family: Family
+    variant: Variant
+    prefix: str
+
+    async def save(self) -> str:
+        """All rules of this family and variant. Makes no table that is not there already."""
+        return await run(f"{self.prefix}-save")
+
+    async def restore(self, payload: str) -> None:
+        """Apply a payload; waits for the xtables lock."""
+        await run(f"{self.prefix}-restore", "--noflush", "-w", stdin=payload)
+
+
+class Iptables:
+    """The chains FLANNEL-POSTRTG and FLANNEL-FWD and the jumps to them (contract 8.1 to 8.6)."""
+
+    name = "iptables"
+
+    def __init__(self) -> None:
+        self._events = NftEvents(lambda *change: change in _OURS)
+        self._tools: dict[Family, Tool] = {}
+        self._good: dict[Family, tuple[Stamp, TrafficRules | None]] = {}
+        """What was last found in place, and the state of the kernel's rules it was found in."""
+        self._random: dict[Family, bool] = {}
+        """Where masquerade ports cannot be randomised: False."""
+        self._looked_at_other_variant = False
+
+    async def ensure(self, wanted: Sequence[TrafficRules]) -> Sequence[str]:
+        """See ``TrafficManager.ensure``. Not to be called twice at the same time."""
+        by_family = {rules.network.family: rules for rules in wanted}
+        todo = [family for family in Family if not self._is_good(family, by_family.get(family))]
+        if not todo:
+            return ()
+        changes: list[str] = []
+        failures: list[KernelError] = []
+        with self._events.held():
+            for family in todo:
+                try:
+                    changes += await self._converge(family, by_family.get(family))
+                except KernelError as exc:
+                    failures.append(exc)
+            changes += await self._clean_other_variant()
+        if failures:
+            if changes:
+                _log.info("firewall partly changed before a failure changes=%s", "; ".join(changes))
+            raise failures[0]
+        return changes
+
+    def _is_good(self, family: Family, rules: TrafficRules | None) -> bool:
+        good = self._good.get(family)
+        return good is not None and good[1] == rules and good[0] == self._stamp(self._tools.get(family))
+
+    def _stamp(self, tool: Tool | None) -> Stamp | None:
+        """A value that changes when our rules may have; None when only ``iptables-save`` can tell."""
+        if tool is None:
+            return 0  # not installed, so there is nothing to change
+        if tool.variant == "legacy":
+            prints = [xtables.fingerprint(tool.family, p.table, p.parent, p.chain) for p in (MASQUERADE, FORWARD)]
+            return tuple(p for p in prints if p is not None) if None not in prints else None
+        try:
+            return self._events.version(tool.family)
+        except KernelError:
+            return None
+
+    async def _converge(self, family: Family, rules: TrafficRules | None) -> list[str]:
+        self._good.pop(family, None)
+        tool = await self._tool(family)
+        if tool is None:
+            if rules is None or not (rules.masquerade or rules.forward):
+                self._good[family] = (0, rules)
+                return []
+            raise KernelError(
+                f"set {family.label} rules", errno.ENOENT, f"{_STEM[family]} is missing; apt-get install iptables"
+            )
+        changes: list[str] = []
+        for _ in range(_ATTEMPTS):
+            stamp = self._stamp(tool)
+            todo = self._repair(await tool.save(), tool, rules, wrote=bool(changes))
+            if not todo.changes:
+                if stamp is not None:
+                    self._good[family] = (stamp, rules)
+                return changes
+            await self._write(tool, todo, rules)
+            changes += [f"{tool.prefix}: {change}" for change in todo.changes]
+        raise KernelError(
+            f"set {family.label} rules",
+            0,
+            f"{tool.prefix} lists other rules right after each write; does another flanneld run here?",
+        )
+
+    def _repair(self, saved: str, tool: Tool, rules: TrafficRules | None, wrote: bool) -> Repair:
+        effective = self._effective(tool.family, rules)
+        todo = repair(saved, tool.family, effective)
+        if todo.changes and wrote and effective and effective.fully_random:
+            # old kernels take --random-fully and forget it; to insist would be to write for ever (failures F12)
+            plainer = repair(saved, tool.family, effective._replace(fully_random=False))
+            if not plainer.changes:
+                self._give_up_random(tool, "the kernel ignores the option")
+                return plainer
+        return todo
+
+    async def _write(self, tool: Tool, todo: Repair, rules: TrafficRules | None) -> None:
+        try:
+            await tool.restore(todo.payload)
+        except KernelError as exc:
+            # told by trying: versions of iptables and of the kernel are no proof (failures F12)
+            if exc.code or "--random-fully" not in todo.payload:
+                raise
+            try:
+                await tool.restore(todo.payload.replace(" --random-fully", ""))
+            except KernelError:
+                raise exc from None
+            self._give_up_random(tool, str(exc))
+
+    def _give_up_random(self, tool: Tool, cause: str) -> None:
+        self._random[tool.family] = False
+        _log.warning("iptables cannot randomise masquerade ports, going without tool=%s cause=%s", tool.prefix, cause)
+
+    def _effective(self, family: Family, rules: TrafficRules | None) -> TrafficRules | None:
+        if rules and not self._random.get(family, True):
+            return rules._replace(fully_random=False)
+        return rules
+
+    async def _tool(self, family: Family) -> Tool | None:
+        if family not in self._tools:
+            tool = await _host_choice(family)
+            if tool is None:
+                return None
+            self._tools[family] = tool
+        return self._tools[family]
+
+    async def _clean_other_variant(self) -> list[str]:
+        """Once: remove our rules from the variant the host does not use, and warn when others' are there.
+
+        The kernel evaluates both, so what one accepts or rewrites the other can undo (failures F09).
+        """
+        if self._looked_at_other_variant:
+            return []
+        self._looked_at_other_variant = True
+        changes: list[str] = []
+        mixed: list[str] = []
+        for choice in self._tools.values():
+            other = _variant(choice.family, "legacy" if choice.variant == "nf_tables" else "nf_tables")
+            if other is None or not _may_have_rules(other):
+                continue
+            try:
+                changes += await _remove(other)
+                count = count_rules(await other.save())
+            except KernelError as exc:
+                _log.warning("cannot look for stale rules in the other iptables variant cause=%s", exc)
+                continue
+            if count:
+                mixed.append(f"{other.prefix}={count}")
+        if mixed:
+            _log.warning(
+                "iptables rules exist in a variant that this host does not use; the kernel evaluates both, so they"
+                " can undo ours: remove them or switch with update-alternatives rules=%s",
+                ",".join(mixed),
+            )
+        return changes
+
+    async def remove(self) -> Sequence[str]:
+        """See ``TrafficManager.remove``: both families, both variants, whatever is installed (contract 8.20)."""
+        self._good.clear()
+        changes: list[str] = []
+        failures: list[KernelError] = []
+        with self._events.held():
+            for family in Family:
+                try:
+                    for tool in await self._all_tools(family):
+                        changes += await _remove(tool)
+                except KernelError as exc:
+                    failures.append(exc)
+        if failures:
+            raise failures[0]
+        return changes
+
+    async def _all_tools(self, family: Family) -> list[Tool]:
+        tools = [tool for variant in _INFIX if (tool := _variant(family, variant))]
+        choice = await self._tool(family)
+        if choice and choice.variant not in [tool.variant for tool in tools]:
+            tools.append(choice)
+        return tools
+
+    def watch(self, wake: Wake) -> None:
+        """See ``TrafficManager.watch``; legacy tables announce nothing and are looked at by ``ensure`` only."""
+        try:
+            self._events.watch(wake)
+        except KernelError as exc:
+            _log.info("firewall changes are not announced here, they are looked for now and then cause=%s", exc)
+
+    def close(self) -> None:
+        """See ``TrafficManager.close``."""
+        self._events.close()
+
+
+async def _host_choice(family: Family) -> Tool | None:
+    """The variant behind the plain command name, which Debian's alternatives or an image's author decided."""
+    stem = _STEM[family]
+    if find(stem) is None:
+        return None
+    # "iptables v1.8.9 (nf_tables)"; before 1.8 there was only legacy, and nothing in parentheses
+    text = await run(stem, "--version")
+    return Tool(family, "nf_tables" if "nf_tables" in text else "legacy", stem)
+
+
+def _variant(family: Family, variant: Variant) -> Tool | None:
+    prefix = f"{_STEM[family]}-{_INFIX[variant]}"
+    return Tool(family, variant, prefix) if find(f"{prefix}-save") and find(f"{prefix}-restore") else None
+
+
+def _may_have_rules(tool: Tool) -> bool:
+    # spares the process, in the common case, of looking at legacy tables that do not exist
+    return tool.variant == "nf_tables" or xtables.tables(tool.family) != frozenset()
+
+
+async def _remove(tool: Tool) -> list[str]:
+    if not _may_have_rules(tool):
+        return []
+    todo = repair(await tool.save(), tool.family, None)
+    if todo.payload:
+        await tool.restore(todo.payload)
+    return [f"{tool.prefix}: {change}" for change in todo.changes]

@@ -1,0 +1,235 @@
+"""Our rules as iptables chains: compares what ``iptables-save`` printed with what is wanted.
+
+Nothing here runs a program; the result is the text for one ``iptables-restore --noflush``.
+
+Ours are the chains FLANNEL-POSTRTG and FLANNEL-FWD by name, and whatever in POSTROUTING and FORWARD either
+jumps to them or carries flannel's comment (old flannel wrote its rules directly there). All other rules,
+and the policies, belong to somebody else.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from flanneld.contracts import TrafficRules
+from flanneld.model.addr import Family, Prefix
+from flanneld.plan.traffic import DONT_MASQUERADE_MARK, Block, Rule, Verdict, forward_rules, masquerade_rules
+
+
+class Place(NamedTuple):
+    """Where a set of rules lives."""
+
+    table: str
+    chain: str
+    """Our own chain."""
+    parent: str
+    """The built-in chain that jumps to ours."""
+    comment: str
+
+
+MASQUERADE = Place("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq")
+FORWARD = Place("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward")
+"""Source: contract 8.1."""
+
+
+class Repair(NamedTuple):
+    """What has to be done; empty when nothing."""
+
+    payload: str
+    """Input of ``iptables-restore --noflush``."""
+    changes: tuple[str, ...]
+    """One sentence per change."""
+
+
+def repair(saved: str, family: Family, wanted: TrafficRules | None) -> Repair:
+    """Compare and say how to get there.
+
+    A chain with the wrong rules is refilled as a whole, which also drops those of a network this host was
+    part of before (contract 8.11). The jump is appended as flannel does (contract 8.6) but only when it is
+    missing, so that no repair, however often, makes a second one.
+
+    Args:
+        saved: output of ``iptables-save`` or ``ip6tables-save``.
+        family: the family it is about.
+        wanted: the rules for it; None when there must be none.
+    """
+    payload, changes = "", []
+    listed = _listed(saved)
+    for place, rules in (
+        (MASQUERADE, masquerade_rules(wanted) if wanted else ()),
+        (FORWARD, forward_rules(wanted) if wanted else ()),
+    ):
+        found = listed.get(place.table, Found(place))
+        lines, reasons = _set_up(found, rules) if rules else _take_down(found)
+        if lines:
+            payload += "\n".join([f"*{place.table}", *lines, "COMMIT", ""])
+        changes += [f"{family.label} {place.table}: {reason}" for reason in reasons]
+    return Repair(payload, tuple(changes))
+
+
+def count_rules(saved: str) -> int:
+    """Number of rules, anybody's, in the output of ``iptables-save``."""
+    return sum(line.startswith("-A ") for line in saved.splitlines())
+
+
+def render_rule(rule: Rule, place: Place) -> str:
+    """One rule in the order in which ``iptables -S`` lists its parts (contract 8.3)."""
+    parts = ["-A", place.chain]
+    for option, block in (("-s", rule.source), ("-d", rule.destination)):
+        if block:
+            parts += [*(["!"] if block.outside else []), option, str(block.prefix)]
+    if rule.marked:
+        parts += ["-m mark --mark", f"{DONT_MASQUERADE_MARK:#x}/{DONT_MASQUERADE_MARK:#x}"]
+    parts += [f'-m comment --comment "{place.comment}"', "-j", rule.verdict.value.upper()]
+    return " ".join([*parts, *(["--random-fully"] if rule.fully_random else [])])
+
+
+def render_jump(place: Place) -> str:
+    """The rule in the built-in chain, without ``-A`` or ``-D``."""
+    return f'{place.parent} -m comment --comment "{place.comment}" -j {place.chain}'
+
+
+class Found:
+    """What the listing shows of one place."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.chain_exists = False
+        self.rules: list[Rule | None] = []
+        """Our chain's content; None = a rule we cannot have written."""
+        self.jumps: list[str] = []
+        """Unconditional jumps to our chain, each as saved after ``-A``."""
+        self.others: list[str] = []
+        """Conditional jumps to our chain: somebody's own, gone only when the chain goes."""
+        self.strays: list[str] = []
+        """Rules with our comment in the built-in chain that are not jumps: left by an old flannel."""
+
+    def take(self, line: str) -> None:
+        """Take notice of one line of the saved table."""
+        place = self.place
+        if line.startswith(f":{place.chain} "):
+            self.chain_exists = True
+        elif line.startswith(f"-A {place.chain} "):
+            spec = _parse(line)
+            self.rules.append(spec.rule() if spec else None)
+        elif line.startswith(f"-A {place.parent} ") and ("FLANNEL" in line or place.comment in line):
+            self._take_parent(line.removeprefix("-A "), _parse(line))
+
+    def _take_parent(self, text: str, spec: _Spec | None) -> None:
+        # a rule with matches of which we know nothing still shows its target and comment
+        words = _words(text)
+        target = words[words.index("-j") + 1] if "-j" in words[:-1] else ""
+        if target == self.place.chain:
+            plain = spec is not None and spec.is_plain()
+            (self.jumps if plain else self.others).append(text)
+        elif _after(words, "--comment") == self.place.comment:
+            self.strays.append(text)
+
+
+def _listed(saved: str) -> dict[str, Found]:
+    founds = {place.table: Found(place) for place in (MASQUERADE, FORWARD)}
+    current: Found | None = None
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            current = founds.get(line[1:].strip())
+        elif current:
+            current.take(line)
+    return founds
+
+
+def _set_up(found: Found, rules: Sequence[Rule]) -> tuple[list[str], list[str]]:
+    place, lines, reasons = found.place, [], []
+    if not found.chain_exists or found.rules != list(rules):
+        lines.append(f":{place.chain} - [0:0]")  # creates, or empties
+        lines += [render_rule(rule, place) for rule in rules]
+        reasons.append(f"{'refilled' if found.chain_exists else 'made'} chain {place.chain}")
+    surplus = [*found.strays, *found.jumps[1:]]
+    if surplus:
+        lines += [f"-D {text}" for text in surplus]
+        reasons.append(f"deleted {len(surplus)} surplus rules of flannel from {place.parent}")
+    if not found.jumps:
+        lines.append(f"-A {render_jump(place)}")
+        reasons.append(f"appended the jump from {place.parent} to {place.chain}")
+    return lines, reasons
+
+
+def _take_down(found: Found) -> tuple[list[str], list[str]]:
+    place = found.place
+    lines = [f"-D {text}" for text in (*found.strays, *found.jumps, *found.others)]
+    reasons = [f"deleted {len(lines)} rules of flannel from {place.parent}"] if lines else []
+    if found.chain_exists:
+        lines += [f"-F {place.chain}", f"-X {place.chain}"]
+        reasons.append(f"deleted chain {place.chain}")
+    return lines, reasons
+
+
+class _Spec(NamedTuple):
+    """A saved rule of which every word was understood."""
+
+    target: str
+    source: Block | None
+    destination: Block | None
+    marked: bool
+    fully_random: bool
+
+    def is_plain(self) -> bool:
+        return not (self.source or self.destination or self.marked)
+
+    def rule(self) -> Rule | None:
+        try:
+            verdict = Verdict(self.target.lower())
+        except ValueError:
+            return None
+        return Rule(verdict, self.source, self.destination, self.marked, self.fully_random)
+
+
+def _parse(line: str) -> _Spec | None:
+    """Understand one ``-A`` line; None when it says anything that none of our rules does."""
+    words = iter(_words(line)[2:])
+    target, source, destination, marked, random, outside = "", None, None, False, False, False
+    try:
+        for word in words:
+            if word == "!":
+                outside = True
+                continue
+            if word in ("-s", "--source"):
+                source = _block(words, outside)
+            elif word in ("-d", "--destination"):
+                destination = _block(words, outside)
+            elif word == "--mark" and not outside:
+                value, _, mask = next(words).partition("/")
+                if int(value, 0) != DONT_MASQUERADE_MARK or int(mask, 0) != DONT_MASQUERADE_MARK:
+                    return None
+                marked = True
+            elif (word == "-m" and next(words) in ("mark", "comment")) or (word == "--comment" and next(words)):
+                pass
+            elif word == "-j":
+                target = next(words)
+            elif word == "--random-fully":
+                random = True
+            else:
+                return None
+            outside = False
+    except (StopIteration, ValueError):
+        return None
+    return _Spec(target, source, destination, marked, random)
+
+
+def _block(words: Iterator[str], outside: bool) -> Block:
+    text = next(words)
+    if "/" not in text:
+        text += "/128" if ":" in text else "/32"
+    return Block(Prefix.parse(text), outside)
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:  # an unclosed quote: not a line of iptables-save
+        return []
+
+
+def _after(words: Sequence[str], option: str) -> str:
+    return words[words.index(option) + 1] if option in words[:-1] else ""
