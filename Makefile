@@ -1,0 +1,50 @@
+# make demo and make test do all set-up themselves; see README.
+BIN := .venv/bin
+CAPABILITIES := netns,vxlan,nft,iptables,etcd
+# In CI a test that is skipped for want of one of these is a failure; set REQUIRE= to be lenient.
+REQUIRE ?= $(if $(CI),$(CAPABILITIES))
+PYTEST := $(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
+LEVELS := unit scenario netns interop fuzz bench
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup root demo test check fmt lint types layers clean $(LEVELS)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z$$()A-Z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "  make LEVEL      one level of tests: $(LEVELS)"
+
+setup: ## install what is missing (apt packages, .venv); the other targets do it themselves
+	@deploy/bootstrap.sh
+
+root:
+	@deploy/bootstrap.sh --root
+
+demo: root ## a real three-host cluster on this machine, shown and taken down
+	@$(BIN)/flannelctl lab demo $(ARGS)
+
+test: root ## all tests
+	@$(PYTEST) $(ARGS)
+
+$(LEVELS): root
+	@$(PYTEST) tests/$@ $(ARGS)
+
+check: lint types layers test ## all that CI runs
+
+fmt: setup ## format the code
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+lint: setup ## style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup ## mypy --strict
+	@$(BIN)/mypy
+
+layers: setup ## imports go one way
+	@$(BIN)/lint-imports
+
+clean: ## remove .venv, caches and what a crashed lab left
+	@[ ! -x $(BIN)/flannelctl ] || [ "$$(id -u)" != 0 ] || for name in $$($(BIN)/python -c 'from flanneld.lab.lab import sweep; print(*sweep())'); do echo "lab $$name removed"; done
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
