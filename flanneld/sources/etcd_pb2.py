@@ -4,84 +4,87 @@
 # source: flanneld/sources/etcd.proto
 # Protobuf Python Version: 6.30.0
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 30, 0, "", "flanneld/sources/etcd.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    30,
+    0,
+    '',
+    'flanneld/sources/etcd.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1b\x66lanneld/sources/etcd.proto\x12\x0f\x66lanneld.etcdpb""\n\x0eResponseHeader\x12\x10\n\x08revision\x18\x03 \x01(\x03"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03"\x80\x01\n\x05\x45vent\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .flanneld.etcdpb.Event.EventType\x12%\n\x02kv\x18\x02 \x01(\x0b\x32\x19.flanneld.etcdpb.KeyValue" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01"O\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03"v\n\rRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\x12&\n\x03kvs\x18\x02 \x03(\x0b\x32\x19.flanneld.etcdpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03">\n\x0bPutResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader"!\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c"F\n\x13\x44\x65leteRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader"\xc7\x01\n\tRequestOp\x12\x36\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1d.flanneld.etcdpb.RangeRequestH\x00\x12\x32\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x1b.flanneld.etcdpb.PutRequestH\x00\x12\x43\n\x14request_delete_range\x18\x03 \x01(\x0b\x32#.flanneld.etcdpb.DeleteRangeRequestH\x00\x42\t\n\x07request"\xcf\x01\n\nResponseOp\x12\x38\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1e.flanneld.etcdpb.RangeResponseH\x00\x12\x34\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x1c.flanneld.etcdpb.PutResponseH\x00\x12\x45\n\x15response_delete_range\x18\x03 \x01(\x0b\x32$.flanneld.etcdpb.DeleteRangeResponseH\x00\x42\n\n\x08response"\x98\x02\n\x07\x43ompare\x12\x36\n\x06result\x18\x01 \x01(\x0e\x32&.flanneld.etcdpb.Compare.CompareResult\x12\x36\n\x06target\x18\x02 \x01(\x0e\x32&.flanneld.etcdpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00"\x1a\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00"1\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x42\x0e\n\x0ctarget_union"\x91\x01\n\nTxnRequest\x12)\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x18.flanneld.etcdpb.Compare\x12+\n\x07success\x18\x02 \x03(\x0b\x32\x1a.flanneld.etcdpb.RequestOp\x12+\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x1a.flanneld.etcdpb.RequestOp"\x81\x01\n\x0bTxnResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12.\n\tresponses\x18\x03 \x03(\x0b\x32\x1b.flanneld.etcdpb.ResponseOp",\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03" \n\x12LeaseGrantResponse\x12\n\n\x02ID\x18\x02 \x01(\x03" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03"\x15\n\x13LeaseRevokeResponse"$\n\x16LeaseTimeToLiveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03"&\n\x17LeaseTimeToLiveResponse\x12\x0b\n\x03TTL\x18\x03 \x01(\x03"e\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08"^\n\x0cWatchRequest\x12=\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32#.flanneld.etcdpb.WatchCreateRequestH\x00\x42\x0f\n\rrequest_union"\xbc\x01\n\rWatchResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12&\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x16.flanneld.etcdpb.Event"5\n\x13\x41uthenticateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t"%\n\x14\x41uthenticateResponse\x12\r\n\x05token\x18\x02 \x01(\tb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66lanneld/sources/etcd.proto\x12\x0f\x66lanneld.etcdpb\"\"\n\x0eResponseHeader\x12\x10\n\x08revision\x18\x03 \x01(\x03\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\"\x80\x01\n\x05\x45vent\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .flanneld.etcdpb.Event.EventType\x12%\n\x02kv\x18\x02 \x01(\x0b\x32\x19.flanneld.etcdpb.KeyValue\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\"O\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\"v\n\rRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\x12&\n\x03kvs\x18\x02 \x03(\x0b\x32\x19.flanneld.etcdpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\">\n\x0bPutResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\"!\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"F\n\x13\x44\x65leteRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\"\xc7\x01\n\tRequestOp\x12\x36\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1d.flanneld.etcdpb.RangeRequestH\x00\x12\x32\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x1b.flanneld.etcdpb.PutRequestH\x00\x12\x43\n\x14request_delete_range\x18\x03 \x01(\x0b\x32#.flanneld.etcdpb.DeleteRangeRequestH\x00\x42\t\n\x07request\"\xcf\x01\n\nResponseOp\x12\x38\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1e.flanneld.etcdpb.RangeResponseH\x00\x12\x34\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x1c.flanneld.etcdpb.PutResponseH\x00\x12\x45\n\x15response_delete_range\x18\x03 \x01(\x0b\x32$.flanneld.etcdpb.DeleteRangeResponseH\x00\x42\n\n\x08response\"\x98\x02\n\x07\x43ompare\x12\x36\n\x06result\x18\x01 \x01(\x0e\x32&.flanneld.etcdpb.Compare.CompareResult\x12\x36\n\x06target\x18\x02 \x01(\x0e\x32&.flanneld.etcdpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\"\x1a\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\"1\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x42\x0e\n\x0ctarget_union\"\x91\x01\n\nTxnRequest\x12)\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x18.flanneld.etcdpb.Compare\x12+\n\x07success\x18\x02 \x03(\x0b\x32\x1a.flanneld.etcdpb.RequestOp\x12+\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x1a.flanneld.etcdpb.RequestOp\"\x81\x01\n\x0bTxnResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12.\n\tresponses\x18\x03 \x03(\x0b\x32\x1b.flanneld.etcdpb.ResponseOp\",\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03\" \n\x12LeaseGrantResponse\x12\n\n\x02ID\x18\x02 \x01(\x03\" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"\x15\n\x13LeaseRevokeResponse\"$\n\x16LeaseTimeToLiveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"&\n\x17LeaseTimeToLiveResponse\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\"e\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08\"^\n\x0cWatchRequest\x12=\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32#.flanneld.etcdpb.WatchCreateRequestH\x00\x42\x0f\n\rrequest_union\"\xbc\x01\n\rWatchResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.flanneld.etcdpb.ResponseHeader\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12&\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x16.flanneld.etcdpb.Event\"5\n\x13\x41uthenticateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"%\n\x14\x41uthenticateResponse\x12\r\n\x05token\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "flanneld.sources.etcd_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flanneld.sources.etcd_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_RESPONSEHEADER"]._serialized_start = 48
-    _globals["_RESPONSEHEADER"]._serialized_end = 82
-    _globals["_KEYVALUE"]._serialized_start = 84
-    _globals["_KEYVALUE"]._serialized_end = 201
-    _globals["_EVENT"]._serialized_start = 204
-    _globals["_EVENT"]._serialized_end = 332
-    _globals["_EVENT_EVENTTYPE"]._serialized_start = 300
-    _globals["_EVENT_EVENTTYPE"]._serialized_end = 332
-    _globals["_RANGEREQUEST"]._serialized_start = 334
-    _globals["_RANGEREQUEST"]._serialized_end = 413
-    _globals["_RANGERESPONSE"]._serialized_start = 415
-    _globals["_RANGERESPONSE"]._serialized_end = 533
-    _globals["_PUTREQUEST"]._serialized_start = 535
-    _globals["_PUTREQUEST"]._serialized_end = 590
-    _globals["_PUTRESPONSE"]._serialized_start = 592
-    _globals["_PUTRESPONSE"]._serialized_end = 654
-    _globals["_DELETERANGEREQUEST"]._serialized_start = 656
-    _globals["_DELETERANGEREQUEST"]._serialized_end = 689
-    _globals["_DELETERANGERESPONSE"]._serialized_start = 691
-    _globals["_DELETERANGERESPONSE"]._serialized_end = 761
-    _globals["_REQUESTOP"]._serialized_start = 764
-    _globals["_REQUESTOP"]._serialized_end = 963
-    _globals["_RESPONSEOP"]._serialized_start = 966
-    _globals["_RESPONSEOP"]._serialized_end = 1173
-    _globals["_COMPARE"]._serialized_start = 1176
-    _globals["_COMPARE"]._serialized_end = 1456
-    _globals["_COMPARE_COMPARERESULT"]._serialized_start = 1363
-    _globals["_COMPARE_COMPARERESULT"]._serialized_end = 1389
-    _globals["_COMPARE_COMPARETARGET"]._serialized_start = 1391
-    _globals["_COMPARE_COMPARETARGET"]._serialized_end = 1440
-    _globals["_TXNREQUEST"]._serialized_start = 1459
-    _globals["_TXNREQUEST"]._serialized_end = 1604
-    _globals["_TXNRESPONSE"]._serialized_start = 1607
-    _globals["_TXNRESPONSE"]._serialized_end = 1736
-    _globals["_LEASEGRANTREQUEST"]._serialized_start = 1738
-    _globals["_LEASEGRANTREQUEST"]._serialized_end = 1782
-    _globals["_LEASEGRANTRESPONSE"]._serialized_start = 1784
-    _globals["_LEASEGRANTRESPONSE"]._serialized_end = 1816
-    _globals["_LEASEREVOKEREQUEST"]._serialized_start = 1818
-    _globals["_LEASEREVOKEREQUEST"]._serialized_end = 1850
-    _globals["_LEASEREVOKERESPONSE"]._serialized_start = 1852
-    _globals["_LEASEREVOKERESPONSE"]._serialized_end = 1873
-    _globals["_LEASETIMETOLIVEREQUEST"]._serialized_start = 1875
-    _globals["_LEASETIMETOLIVEREQUEST"]._serialized_end = 1911
-    _globals["_LEASETIMETOLIVERESPONSE"]._serialized_start = 1913
-    _globals["_LEASETIMETOLIVERESPONSE"]._serialized_end = 1951
-    _globals["_WATCHCREATEREQUEST"]._serialized_start = 1953
-    _globals["_WATCHCREATEREQUEST"]._serialized_end = 2054
-    _globals["_WATCHREQUEST"]._serialized_start = 2056
-    _globals["_WATCHREQUEST"]._serialized_end = 2150
-    _globals["_WATCHRESPONSE"]._serialized_start = 2153
-    _globals["_WATCHRESPONSE"]._serialized_end = 2341
-    _globals["_AUTHENTICATEREQUEST"]._serialized_start = 2343
-    _globals["_AUTHENTICATEREQUEST"]._serialized_end = 2396
-    _globals["_AUTHENTICATERESPONSE"]._serialized_start = 2398
-    _globals["_AUTHENTICATERESPONSE"]._serialized_end = 2435
+  DESCRIPTOR._loaded_options = None
+  _globals['_RESPONSEHEADER']._serialized_start=48
+  _globals['_RESPONSEHEADER']._serialized_end=82
+  _globals['_KEYVALUE']._serialized_start=84
+  _globals['_KEYVALUE']._serialized_end=201
+  _globals['_EVENT']._serialized_start=204
+  _globals['_EVENT']._serialized_end=332
+  _globals['_EVENT_EVENTTYPE']._serialized_start=300
+  _globals['_EVENT_EVENTTYPE']._serialized_end=332
+  _globals['_RANGEREQUEST']._serialized_start=334
+  _globals['_RANGEREQUEST']._serialized_end=413
+  _globals['_RANGERESPONSE']._serialized_start=415
+  _globals['_RANGERESPONSE']._serialized_end=533
+  _globals['_PUTREQUEST']._serialized_start=535
+  _globals['_PUTREQUEST']._serialized_end=590
+  _globals['_PUTRESPONSE']._serialized_start=592
+  _globals['_PUTRESPONSE']._serialized_end=654
+  _globals['_DELETERANGEREQUEST']._serialized_start=656
+  _globals['_DELETERANGEREQUEST']._serialized_end=689
+  _globals['_DELETERANGERESPONSE']._serialized_start=691
+  _globals['_DELETERANGERESPONSE']._serialized_end=761
+  _globals['_REQUESTOP']._serialized_start=764
+  _globals['_REQUESTOP']._serialized_end=963
+  _globals['_RESPONSEOP']._serialized_start=966
+  _globals['_RESPONSEOP']._serialized_end=1173
+  _globals['_COMPARE']._serialized_start=1176
+  _globals['_COMPARE']._serialized_end=1456
+  _globals['_COMPARE_COMPARERESULT']._serialized_start=1363
+  _globals['_COMPARE_COMPARERESULT']._serialized_end=1389
+  _globals['_COMPARE_COMPARETARGET']._serialized_start=1391
+  _globals['_COMPARE_COMPARETARGET']._serialized_end=1440
+  _globals['_TXNREQUEST']._serialized_start=1459
+  _globals['_TXNREQUEST']._serialized_end=1604
+  _globals['_TXNRESPONSE']._serialized_start=1607
+  _globals['_TXNRESPONSE']._serialized_end=1736
+  _globals['_LEASEGRANTREQUEST']._serialized_start=1738
+  _globals['_LEASEGRANTREQUEST']._serialized_end=1782
+  _globals['_LEASEGRANTRESPONSE']._serialized_start=1784
+  _globals['_LEASEGRANTRESPONSE']._serialized_end=1816
+  _globals['_LEASEREVOKEREQUEST']._serialized_start=1818
+  _globals['_LEASEREVOKEREQUEST']._serialized_end=1850
+  _globals['_LEASEREVOKERESPONSE']._serialized_start=1852
+  _globals['_LEASEREVOKERESPONSE']._serialized_end=1873
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_start=1875
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_end=1911
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_start=1913
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_end=1951
+  _globals['_WATCHCREATEREQUEST']._serialized_start=1953
+  _globals['_WATCHCREATEREQUEST']._serialized_end=2054
+  _globals['_WATCHREQUEST']._serialized_start=2056
+  _globals['_WATCHREQUEST']._serialized_end=2150
+  _globals['_WATCHRESPONSE']._serialized_start=2153
+  _globals['_WATCHRESPONSE']._serialized_end=2341
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=2343
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=2396
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=2398
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=2435
 # @@protoc_insertion_point(module_scope)

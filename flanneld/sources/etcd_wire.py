@@ -187,6 +187,8 @@ class Wire:
             return Broken(self.endpoint, _explain_tls(exc, self.endpoint, self._tls))
         if isinstance(exc, socket.gaierror):
             return Broken(self.endpoint, f"the name does not resolve ({exc.strerror})")
+        if isinstance(exc, ConnectionResetError) and not exc.errno and self.endpoint.scheme == "https":
+            return Broken(self.endpoint, "it broke off the TLS handshake: if it serves no https, write http://")
         if isinstance(exc, OSError):
             return Broken(self.endpoint, os.strerror(exc.errno).lower() if exc.errno else str(exc) or "connection lost")
         hint = "" if channel.has_heard() else " before a word was said: does it expect https:// or is it no etcd?"
