@@ -104,7 +104,7 @@ class OwnLease(NamedTuple):
     key: str
     lease: Lease
     expires: float | None
-    """Monotonic clock in seconds at which it runs out; None for a reservation."""
+    """When it runs out, in seconds since boot with sleep included (CLOCK_BOOTTIME); None for a reservation."""
 
 
 Changed = Callable[[str], None]

@@ -1,0 +1,130 @@
+"""Come to a lease in etcd, however long it takes.
+
+Carries out what ``flanneld/plan/claim.py`` decides, one step a look: each step compares first, and
+after each that came to nothing all leases are read anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from flanneld.contracts import Claim
+from flanneld.errors import Unavailable
+from flanneld.model.lease import Lease, OwnLease
+from flanneld.model.lease_codec import render_key
+from flanneld.model.netconf import NetConf
+from flanneld.plan.allocate import Below, Subnets
+from flanneld.plan.claim import Create, Remove, Take, doubles, next_step, subnets_of
+from flanneld.retry import backoff
+from flanneld.sources.outage import Outage
+from flanneld.sources.own_key import OwnKey
+
+log = logging.getLogger("flanneld.lease")
+
+
+class Claimer:
+    """Acquires the lease of this host.
+
+    Args:
+        key: our key, nothing known of it yet.
+        below: source of random choices.
+    """
+
+    def __init__(self, key: OwnKey, *, below: Below = secrets.randbelow) -> None:
+        self._key = key
+        self._below = below
+        self._doubles: dict[str, str] = {}
+        self._unchecked = ""
+
+    async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
+        """See ``contracts.Store.acquire``."""
+        self._key.confirmed = None
+        self._key.want(claim.attrs)
+        # as they are compared; subnet.env holds the first address of the subnet, not its base (contract 3.41)
+        previous = Subnets(*(block and block.masked() for block in claim.previous))
+        outage, delays = Outage(log, "waiting for a lease", "no longer waiting for a lease"), backoff()
+        races = backoff(0.005, 1.0)  # a boot storm spreads itself out (failure F25)
+        while True:
+            try:
+                previous, done = await self._attempt(conf, claim._replace(previous=previous))
+            except Unavailable as error:
+                outage.failed(error)
+                await asyncio.sleep(next(delays))
+                continue
+            outage.over()
+            if done and self._key.confirmed:
+                return self._key.confirmed
+            await asyncio.sleep(next(races))
+
+    async def _attempt(self, conf: NetConf, claim: Claim) -> tuple[Subnets, bool]:
+        """One look and one step.
+
+        Returns:
+            The previous subnets for the next attempt, and whether the lease is there now.
+        """
+        key, previous = self._key, Subnets(*claim.previous)
+        listing = await key.history.list(key.keys.subnets.encode())
+        leases, unreadable = await key.reader.snapshot(listing.kvs)
+        self._warn_of_doubles(leases)
+        match next_step(leases, unreadable, conf, claim, key.lost, self._below):
+            case Take() as step:
+                return previous, await self._take(step)
+            case Create() as step:
+                return previous, await self._create(step)
+            case Remove(name, lease):
+                if await key.remove(name, lease.revision):
+                    log.info("own lease removed, the network configuration has changed subnet=%s", lease.name())
+                # keep what can be kept, such as the IPv4 subnet when the network gains IPv6
+                return (previous if any(previous) else subnets_of(lease)), False
+
+    async def _take(self, step: Take) -> bool:
+        key, lease = self._key, step.lease
+        # without an etcd lease it is a reservation and stays one (contract 3.40)
+        grant = await key.grants.fresh() if lease.ttl_id else 0
+        if not await key.write(step.key, subnets_of(lease), grant, over=lease.revision):
+            return False
+        if lease.ttl_id and lease.attrs.identity:
+            # Only where our identity stands: what Go flanneld or an operator granted may hold other keys too.
+            key.grants.inherit(lease.ttl_id)
+            await key.grants.settle_on(grant)
+        if step.key == self._unchecked and await self._is_beaten(step.key, subnets_of(lease)):
+            return False
+        kind = "lease" if grant else "reservation"
+        log.info("lease taken over subnet=%s kind=%s reason=%s", lease.name(), kind, step.why)
+        return True
+
+    async def _create(self, step: Create) -> bool:
+        key, name = self._key, render_key(*step.subnets)
+        grant = await key.grants.fresh()
+        self._unchecked = name
+        if not await key.write(name, step.subnets, grant, over=0):
+            log.info("another host was faster, choosing again subnet=%s", step.subnets)
+            return False
+        if await self._is_beaten(name, step.subnets):
+            return False
+        log.info("lease acquired subnet=%s reason=%s", step.subnets, step.why)
+        return True
+
+    async def _is_beaten(self, name: str, subnets: Subnets) -> bool:
+        """Whether an older lease overlaps the one just made; then ours is removed again.
+
+        In a dual-stack network two hosts may choose the same IPv4 subnet and different IPv6 ones: these
+        are different keys, so both transactions succeed. The older key wins.
+        """
+        if all(subnets) and (rival := await self._key.rival(name, subnets, older_only=True)):
+            log.info("another host was faster, choosing again subnet=%s key=%r", subnets, rival)
+            if self._key.confirmed:
+                await self._key.remove(name, self._key.confirmed.lease.revision)
+            self._key.confirmed = None
+            return True
+        self._unchecked = ""
+        return False
+
+    def _warn_of_doubles(self, leases: dict[str, Lease]) -> None:
+        found = doubles(leases, self._key.wanted)
+        for name, sentence in found.items():
+            if self._doubles.get(name) != sentence:
+                log.warning("public address used twice: %s key=%r", sentence, name)
+        self._doubles = found

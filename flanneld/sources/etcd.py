@@ -1,0 +1,193 @@
+"""Etcd as the store of leases and network configuration: the ``Store`` of ``contracts.py``.
+
+Reading the configuration and following the peers stand here; coming to a lease is ``claimer.py``,
+keeping it ``keeper.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from flanneld.contracts import Claim
+from flanneld.errors import ConfigError, Unavailable
+from flanneld.model.lease import Changed, Lease, LeaseAttrs, LeaseTable, OwnLease
+from flanneld.model.netconf import NetConf
+from flanneld.plan.allocate import Below
+from flanneld.retry import backoff
+from flanneld.sources.claimer import Claimer
+from flanneld.sources.etcd_client import Batch, Compacted, EtcdClient, Listing
+from flanneld.sources.etcd_history import History
+from flanneld.sources.etcd_leases import BREATH, Keys, LeaseReader
+from flanneld.sources.grants import boottime
+from flanneld.sources.keeper import CHECK_S, Keeper
+from flanneld.sources.outage import Outage
+from flanneld.sources.own_key import TTL_S, OwnKey
+
+log = logging.getLogger("flanneld.etcd")
+
+GRACE_S = 300.0
+"""How long peers that a replaced store does not know are kept, so that their daemons can write
+themselves into it: five of their ``CHECK_S`` (failure F16)."""
+
+
+class EtcdStore:
+    """Leases and configuration below one prefix of an etcd cluster.
+
+    Args:
+        client: connection to etcd; closed with the store.
+        prefix: ``--etcd-prefix``.
+        ttl_s: life of our lease in seconds.
+        renew_margin_s: how long before its end it is renewed, in seconds.
+        check_s: seconds between two reads of our key without a reason.
+        grace_s: see ``GRACE_S``.
+        below: source of random choices.
+        clock: seconds that go on while the machine is suspended.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        prefix: str,
+        *,
+        ttl_s: int = TTL_S,
+        renew_margin_s: float = 3600.0,
+        check_s: float = CHECK_S,
+        grace_s: float = GRACE_S,
+        below: Below = secrets.randbelow,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self._client = client
+        self._keys = Keys(prefix)
+        self._reader = LeaseReader(self._keys)
+        self._history = History(client)
+        self._key = OwnKey(
+            client, self._history, self._keys, self._reader, ttl_s=ttl_s, renew_margin_s=renew_margin_s, clock=clock
+        )
+        self._claimer = Claimer(self._key, below=below)
+        self._keeper = Keeper(client, self._key, check_s=check_s)
+        self._grace_s = grace_s
+        self._config: bytes | None = None
+
+    @property
+    def own(self) -> OwnLease | None:
+        """Our lease as last confirmed by etcd; stays what it was while etcd is away."""
+        return self._key.confirmed
+
+    async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
+        """See ``contracts.Store``."""
+        return await self._claimer.acquire(conf, claim)
+
+    async def keep(self, changed: Changed) -> None:
+        """See ``contracts.Store``."""
+        await self._keeper.keep(changed)
+
+    async def publish(self, attrs: LeaseAttrs) -> None:
+        """See ``contracts.Store``; ``LeaseLost`` when another host holds our subnet."""
+        await self._keeper.publish(attrs)
+
+    async def close(self) -> None:
+        """See ``contracts.Store``."""
+        await self._client.close()
+
+    async def read_config(self) -> bytes:
+        """See ``contracts.Store``."""
+        listing = await self._history.get(self._keys.config.encode())
+        if not listing.kvs:
+            raise ConfigError(
+                f"etcd at {self._client.describe()} has no network configuration under {self._keys.config}; write one: "
+                f'etcdctl put {self._keys.config} \'{{"Network":"10.5.0.0/16","Backend":{{"Type":"vxlan"}}}}\''
+            )
+        self._config = listing.kvs[0].value
+        return self._config
+
+    async def follow_config(self, changed: Callable[[bytes], None]) -> None:
+        """See ``contracts.Store``; new is what ``read_config`` or the previous call did not give."""
+
+        def see(value: bytes | None) -> None:
+            if value is None:
+                log.warning("network configuration was deleted, keeping the one we have key=%s", self._keys.config)
+            elif value != self._config:
+                self._config = value
+                changed(value)
+
+        key = self._keys.config.encode()
+        while True:
+            listing = await self._wait(self._history.get, key)
+            see(listing.kvs[0].value if listing.kvs else None)
+            async with self._watch(key, listing.revision, prefix=False) as batches:
+                async for batch in batches:
+                    for event in batch.events:
+                        see(None if event.deleted else event.kv.value)
+
+    async def follow(self, table: LeaseTable, changed: Changed) -> None:
+        """See ``contracts.Store``."""
+        prefix = self._keys.subnets.encode()
+        known = self._history.replaced
+        while True:
+            listing = await self._wait(self._history.list, prefix)
+            leases, _ = await self._reader.snapshot(listing.kvs)
+            is_new_store, known = known != self._history.replaced and table.complete, self._history.replaced
+            if is_new_store:
+                leases = self._with_absent(leases, table)
+            if table.replace_all(leases, listing.revision):
+                changed("leases listed")
+            grace_s = self._grace_s if is_new_store else None
+            async with self._watch(prefix, listing.revision, prefix=True, at_most_s=grace_s) as batches:
+                async for batch in batches:
+                    if await self._apply(batch, table):
+                        changed("leases changed")
+
+    async def _apply(self, batch: Batch, table: LeaseTable) -> bool:
+        """Take over what a watch told; decodes first, so that readers of the table never see half a batch."""
+        decoded: list[tuple[str, Lease | None]] = []
+        for count, event in enumerate(batch.events, 1):
+            if event.deleted:  # carries the key only
+                self._reader.forget(event.kv.key)
+            decoded.append((self._keys.name(event.kv.key), None if event.deleted else self._reader.lease(event.kv)))
+            if count % BREATH == 0:
+                await asyncio.sleep(0)
+        differs = [table.put(name, lease) if lease else table.drop(name) for name, lease in decoded]
+        table.revision = batch.revision
+        return any(differs)
+
+    def _with_absent(self, leases: dict[str, Lease], table: LeaseTable) -> dict[str, Lease]:
+        """Add the peers that a replaced store has not heard of yet; their data paths work as before."""
+        absent = {name: lease for name, lease in table.items() if name not in leases}
+        log.warning(
+            "etcd was replaced by another or older store, keeping peers it does not know for now "
+            "known=%d absent=%d for_s=%.0f",
+            len(leases),
+            len(absent),
+            self._grace_s,
+        )
+        return {**leases, **absent}
+
+    @asynccontextmanager
+    async def _watch(
+        self, key: bytes, revision: int, *, prefix: bool, at_most_s: float | None = None
+    ) -> AsyncIterator[AsyncIterator[Batch]]:
+        """Stand around the reading of a watch; ends in peace when it is time to list again."""
+        with contextlib.suppress(Compacted):
+            async with (
+                self._history.watching(at_most_s),
+                contextlib.aclosing(self._client.watch(key, prefix=prefix, start_revision=revision + 1)) as batches,
+            ):
+                yield batches
+
+    async def _wait(self, read: Callable[[bytes], Awaitable[Listing]], key: bytes) -> Listing:
+        outage = Outage(log, "etcd cannot be read, trying for as long as it takes", "etcd can be read again")
+        delays = backoff()
+        while True:
+            try:
+                listing = await read(key)
+            except (Unavailable, ConfigError) as error:  # a role may be taken and given back while we run
+                outage.failed(error)
+                await asyncio.sleep(next(delays))
+            else:
+                outage.over()
+                return listing

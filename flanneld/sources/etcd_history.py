@@ -1,0 +1,70 @@
+"""Whether the etcd behind us is still the one we know.
+
+A cluster rebuilt empty or from an old backup counts its revisions from lower down (failure F16). A
+watch that waits for a later revision than the new store will reach for months hears nothing and
+fails nowhere, so somebody has to notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from flanneld.sources.etcd_client import Compacted, EtcdClient, Listing
+
+
+class History:
+    """Reads from etcd, comparing each answer's revision with what was known before the question."""
+
+    def __init__(self, client: EtcdClient) -> None:
+        self.replaced = 0
+        """How often the store turned out to be another one."""
+        self._client = client
+        self._revision = 0
+        self._watches: set[asyncio.Timeout] = set()
+
+    async def get(self, key: bytes) -> Listing:
+        """``EtcdClient.get``."""
+        known = self._revision
+        return self._note(known, await self._client.get(key))
+
+    async def list(self, prefix: bytes) -> Listing:
+        """``EtcdClient.list``."""
+        known = self._revision
+        return self._note(known, await self._client.list(prefix))
+
+    def _note(self, known: int, listing: Listing) -> Listing:
+        # Reads are linearizable: the store's revision cannot be below one that was known when we asked.
+        # (Below one that became known meanwhile it can: then the question was overtaken.)
+        if listing.revision < known <= self._revision:
+            self.replaced += 1
+            self._revision = listing.revision
+            watches, self._watches = self._watches, set()
+            for watch in watches:
+                watch.reschedule(0)
+        self._revision = max(self._revision, listing.revision)
+        return listing
+
+    @asynccontextmanager
+    async def watching(self, at_most_s: float | None = None) -> AsyncIterator[None]:
+        """Stand around a watch; when the store turns out to be another one, it ends.
+
+        Args:
+            at_most_s: end it after so many seconds in any case; None = never.
+
+        Raises:
+            Compacted: list again, the history that the watch followed is gone.
+        """
+        watch = None
+        try:
+            async with asyncio.timeout(at_most_s) as watch:
+                self._watches.add(watch)
+                try:
+                    yield
+                finally:
+                    self._watches.discard(watch)
+        except TimeoutError as error:
+            if watch and watch.expired():
+                raise Compacted("it is time to list again") from error
+            raise

@@ -1,0 +1,218 @@
+"""Keep our lease in etcd: renew it, guard its key, change what it says.
+
+Every wake-up reads the key, judges whose it is and swaps; so a lost answer, a second writer, a long
+outage and a store restored from a backup are all the same case. Never writes over another host's
+lease (failure F18).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from flanneld.errors import ConfigError, LeaseLost, PeerDataError, Unavailable
+from flanneld.model.lease import Changed, LeaseAttrs, OwnLease
+from flanneld.model.lease_codec import decode_attrs
+from flanneld.plan.claim import Verdict, judge, subnets_of
+from flanneld.retry import backoff
+from flanneld.sources.etcd_client import KV, Compacted, EtcdClient
+from flanneld.sources.outage import Outage
+from flanneld.sources.own_key import OwnKey
+
+log = logging.getLogger("flanneld.lease")
+
+CHECK_S = 60.0
+"""How often our key is read without a reason: it finds what no event announces, such as a store that was
+replaced by an empty one, and bounds how long a suspended machine's clock can deceive us (failures F16, F23)."""
+
+_MAX_RESTORES = 3
+"""How often between two renewals our value is put back before we give in to the other writer."""
+
+
+class Keeper:
+    """Guards the lease that ``Claimer`` has acquired.
+
+    Args:
+        client: for the watch.
+        key: our key.
+        check_s: seconds between two reads without a reason.
+    """
+
+    def __init__(self, client: EtcdClient, key: OwnKey, *, check_s: float = CHECK_S) -> None:
+        self._client = client
+        self._key = key
+        self._check_s = check_s
+        self._restores = 0
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+
+    async def keep(self, changed: Changed) -> None:
+        """See ``contracts.Store.keep``."""
+        own = self._own()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch(self._key.keys.lease(own.key)))
+                group.create_task(self._guard(changed))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def publish(self, attrs: LeaseAttrs) -> None:
+        """See ``contracts.Store.publish``; waits for etcd as long as it takes.
+
+        Raises:
+            LeaseLost: another host holds our subnet now; ``keep`` raises it too.
+        """
+        self._key.want(attrs)
+        outage, delays = (
+            Outage(log, "waiting to publish our lease", "no longer waiting to publish our lease"),
+            backoff(),
+        )
+        while self._key.confirmed:
+            try:
+                await self._settle(put=False)
+            except (Unavailable, ConfigError) as error:  # a role may be taken and given back while we run
+                outage.failed(error)
+                await asyncio.sleep(next(delays))
+            else:
+                outage.over()
+                return
+
+    async def _watch(self, key: bytes) -> None:
+        """Wake the guard whenever our key changes by another hand."""
+        delays = backoff()
+        while True:
+            try:
+                listing = await self._key.history.get(key)
+            except (Unavailable, ConfigError):  # the guard reads too and says so
+                await asyncio.sleep(next(delays))
+                continue
+            delays = backoff()
+            self._wake.set()  # for all that happened before this listing
+            with contextlib.suppress(Compacted):
+                async with self._key.history.watching():
+                    async for batch in self._client.watch(key, prefix=False, start_revision=listing.revision + 1):
+                        known = self._own().lease.revision
+                        if any(event.deleted or event.kv.mod_revision > known for event in batch.events):
+                            self._wake.set()
+
+    async def _guard(self, changed: Changed) -> None:
+        outage = Outage(log, "own lease cannot be looked after", "own lease is looked after again")
+        delays = backoff()
+        while True:
+            due = await self._wait_reason()
+            before = self._own()
+            try:
+                await self._settle(put=due)
+            except (Unavailable, ConfigError) as error:  # a role may be taken and given back while we run
+                outage.failed(error)
+                await asyncio.sleep(next(delays))
+                self._wake.set()
+                continue
+            outage.over()
+            delays = backoff()
+            if self._own() != before:
+                changed("own lease")
+
+    async def _wait_reason(self) -> bool:
+        """Wait for a change, a renewal or the next check; tells whether a renewal is due."""
+        wait_s = min(self._key.renew_at - self._key.clock(), self._check_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(wait_s, 0.0)):
+                await self._wake.wait()
+        self._wake.clear()
+        return self._key.clock() >= self._key.renew_at
+
+    async def _settle(self, *, put: bool) -> None:
+        """Make our key hold what we want, whatever it holds now.
+
+        Args:
+            put: write even when nothing differs: to renew.
+
+        Raises:
+            LeaseLost: another host holds our subnet.
+            Unavailable: etcd does not answer; what it holds is unknown.
+        """
+        async with self._writing:
+            while not await self._try_settle(self._own(), put):
+                pass  # somebody wrote between our look and our swap
+
+    async def _try_settle(self, own: OwnLease, put: bool) -> bool:
+        key, subnets = self._key, subnets_of(own.lease)
+        listing = await key.history.get(key.keys.lease(own.key))
+        if not listing.kvs:
+            return await self._create_again(own)
+        kv = listing.kvs[0]
+        found = _decode(kv)
+        verdict = judge(found, own.lease.attrs, key.wanted)
+        if verdict is Verdict.LOST and found:
+            raise self._lost_to(own, found)
+        # lease-less is what an operator made a reservation; another grant than ours is another writer's
+        is_ours = verdict is Verdict.HOLDS and (kv.lease == 0 or key.grants.expires(kv.lease) is not None)
+        if is_ours and found == key.wanted and not put:
+            await key.confirm(own.key, subnets, kv.mod_revision, kv.lease, written=False)
+            return True
+        if put:
+            self._restores = 0
+        elif not is_ours and not self._may_restore(own, kv):
+            return True
+        return await key.write(own.key, subnets, await self._grant(own, kv, put), over=kv.mod_revision)
+
+    async def _grant(self, own: OwnLease, kv: KV, put: bool) -> int:
+        """The etcd lease for the next write."""
+        if kv.lease == 0:
+            return 0  # a reservation stays one (contract 3.40)
+        expires = self._key.grants.expires(own.lease.ttl_id)
+        if put or expires is None or self._key.clock() >= expires:
+            return await self._key.grants.fresh()
+        return own.lease.ttl_id
+
+    async def _create_again(self, own: OwnLease) -> bool:
+        """Our key is gone: expired, deleted, or the whole store is another one. Containers still use the subnet."""
+        subnets = subnets_of(own.lease)
+        if rival := await self._key.rival(own.key, subnets, older_only=False):
+            self._key.lost.add(own.key)
+            raise LeaseLost(f"our lease of {own.lease.name()} vanished from etcd and {rival} overlaps it now")
+        grant = await self._key.grants.fresh()
+        if not await self._key.write(own.key, subnets, grant, over=0):
+            return False
+        log.warning("own lease had vanished from etcd, created again subnet=%s", own.lease.name())
+        return True
+
+    def _may_restore(self, own: OwnLease, kv: KV) -> bool:
+        """Count one more write of somebody else over ours; tells whether to put ours back once more."""
+        if self._restores > _MAX_RESTORES:
+            return False
+        self._restores += 1
+        if self._restores <= _MAX_RESTORES:
+            log.info(
+                "own lease was overwritten, putting it back subnet=%s revision=%d", own.lease.name(), kv.mod_revision
+            )
+            return True
+        log.warning(
+            "own lease is overwritten again and again, leaving it until the next renewal; "
+            "stop the other flanneld that uses our public address subnet=%s address=%s",
+            own.lease.name(),
+            self._key.wanted.where(),
+        )
+        return False
+
+    def _lost_to(self, own: OwnLease, found: LeaseAttrs) -> LeaseLost:
+        self._key.lost.add(own.key)
+        ours = self._key.wanted
+        return LeaseLost(
+            f"subnet {own.lease.name()} was taken by machine {found.identity or '(no identity)'} at {found.where()}; "
+            f"we are machine {ours.identity or '(no identity)'} at {ours.where()}"
+        )
+
+    def _own(self) -> OwnLease:
+        if self._key.confirmed is None:
+            raise LeaseLost("there is no lease to keep: acquire one first")
+        return self._key.confirmed
+
+
+def _decode(kv: KV) -> LeaseAttrs | None:
+    try:
+        return decode_attrs(kv.value)
+    except PeerDataError:
+        return None
