@@ -205,7 +205,7 @@ class StateDir:
         """A file of ours; None when absent. Anything else is set aside: corrupt, foreign, a newer version."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
             self._set_aside(path, str(exc))
