@@ -17,10 +17,13 @@ from flanneld.errors import KernelError
 
 _PACKAGES = {"nft": "nftables"}  # every other tool we run is in Debian's package iptables
 
+SBIN = "/usr/sbin:/sbin"
+"""Searched after PATH, which often lacks them under cron and sudo."""
+
 
 def find(tool: str) -> str | None:
     """The path of a program, or None; looks into the sbin directories even when PATH lacks them."""
-    return shutil.which(tool, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    return shutil.which(tool, path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}")
 
 
 async def run(*argv: str, stdin: str = "", timeout_s: float = 30.0) -> str:
