@@ -10,73 +10,80 @@ from collections.abc import Iterable, Mapping
 
 from backends import vxlan
 from backends.vxlan_pages import Pages
+from flanneld.contracts import Surroundings
 from flanneld.errors import PeerDataError
-from flanneld.model.addr import IP, MAC, Family, Prefix, family_of
+from flanneld.model.addr import IP, MAC, Family, family_of
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import Lease
 from flanneld.model.netconf import NetConf
-from flanneld.model.objects import PROTO_OURS, Neighbour, Route, RouteKind
+from flanneld.model.objects import METRIC_BLACKHOLE, PROTO_OURS, Neighbour, Route, RouteKind
 from flanneld.model.state import State
 from flanneld.plan.diff import Op
 from flanneld.plan.fold import Self, fold
 from flanneld.plan.ownership import Ownership
+
+IDLE_S = 300.0
+"""A peer that was used within so many seconds is never taken out of the tables."""
 
 
 class VxlanNetwork:
     """Desired state of this host, and the answers to the kernel's questions."""
 
     def __init__(
-        self,
-        conf: NetConf,
-        settings: vxlan.VxlanConf,
-        ext: ExtIface,
-        subnets: Mapping[Family, Prefix],
-        macs: Mapping[Family, MAC],
-        *,
-        alias: str,
-        previous_networks: tuple[Prefix, ...] = (),
-        blackhole: bool = False,
+        self, conf: NetConf, settings: vxlan.VxlanConf, macs: Mapping[Family, MAC], around: Surroundings
     ) -> None:
         self.desired = State()
-        self._previous_networks = previous_networks
-        self._blackhole = blackhole
-        self._subnets, self._macs, self._alias = subnets, macs, alias
+        self._around, self._macs = around, macs
         self._pages: dict[Family, Pages] = {}
-        self.configure(conf, settings, ext)
+        self._base_routes: dict[Route, None] = {}
+        self.reconfigure(conf, settings, around.ext)
 
-    def configure(self, conf: NetConf, settings: vxlan.VxlanConf, ext: ExtIface) -> None:
-        """Take a configuration or an interface that changed; residents stay.
+    def configure(self, ext: ExtIface) -> None:
+        """Take an external interface that changed; residents stay.
 
         Raises:
             ConfigError: it cannot work on this interface; nothing was changed.
         """
-        halves = vxlan.overlays(conf, settings, ext, self._subnets, self._macs, self._alias)
+        self.reconfigure(self.conf, self.settings, ext)
+
+    def reconfigure(self, conf: NetConf, settings: vxlan.VxlanConf, ext: ExtIface) -> None:
+        """Take another configuration too; only what can change on a live device may differ."""
+        around = self._around
+        halves = vxlan.overlays(conf, settings, ext, around.subnets, self._macs, around.alias)
         self.conf, self.settings, self.ext = conf, settings, ext
         base = State.of(obj for half in halves for obj in half.base_objects())
-        if self._blackhole:
+        if around.blackhole:
             for half in halves:
-                base.add(Route(half.subnet, "", kind=RouteKind.BLACKHOLE, proto=PROTO_OURS, metric=BLACKHOLE_METRIC))
-        self.desired.links, self.desired.sysctls, self.desired.addresses = base.links, base.sysctls, base.addresses
-        for route in [r for r in self._base_routes if r not in base.routes] if self._pages else ():
-            self.desired.discard(route)
-        self._base_routes = list(base.routes)
-        for route in self._base_routes:
-            self.desired.add(route)
+                base.add(Route(half.subnet, "", kind=RouteKind.BLACKHOLE, proto=PROTO_OURS, metric=METRIC_BLACKHOLE))
+        desired = self.desired
+        desired.links, desired.sysctls, desired.addresses = base.links, base.sysctls, base.addresses
+        for route in self._base_routes.keys() - base.routes.keys():
+            desired.discard(route)
+        self._base_routes = base.routes
+        for route in base.routes:
+            desired.add(route)
         for half in halves:
-            if half.family in self._pages:
-                self._pages[half.family].page_ahead = settings.page_ahead
-                self._pages[half.family].reload(half)
-            else:
-                self._pages[half.family] = Pages(half, self.desired, settings.page_ahead)
+            self._reload(half)
         self.own = Ownership(
             devices=frozenset(half.device for half in halves),
-            alias=self._alias,
-            networks=(*(half.network for half in halves), *self._previous_networks),
+            alias=around.alias,
+            networks=(*(half.network for half in halves), *around.previous_networks),
             lease_lengths=frozenset(half.subnet.length for half in halves),
             underlay=ext.name,
         )
 
-    _base_routes: list[Route]
+    def _reload(self, half: vxlan.Overlay) -> None:
+        pages = self._pages.get(half.family)
+        if pages is None:
+            self._pages[half.family] = Pages(half, self.desired, self.settings.page_ahead)
+        else:
+            pages.page_ahead = self.settings.page_ahead
+            pages.reload(half)
+
+    @property
+    def watches_routes(self) -> bool:
+        """Only DirectRouting looks at other people's routes."""
+        return self.settings.direct_routing
 
     @property
     def pages(self) -> Mapping[Family, Pages]:
@@ -104,8 +111,9 @@ class VxlanNetwork:
         Returns:
             By lease, why it is not used.
         """
+        subnets = self._around.subnets
         me = Self(
-            (self._subnets.get(Family.V4), self._subnets.get(Family.V6)),
+            (subnets.get(Family.V4), subnets.get(Family.V6)),
             frozenset(ip for ip in (self.ext.public_ip, self.ext.public_ip6) if ip),
         )
         folded = fold(leases, self.conf, me, vxlan.TYPE)
@@ -142,6 +150,13 @@ class VxlanNetwork:
         """Whether a non-permanent neighbour on our device may stay."""
         return any(p.overlay.device == entry.link and p.answer_is_right(entry) for p in self._pages.values())
 
+    def wants_page_out(self) -> list[str]:
+        """Devices with more residents than the bound."""
+        return [p.overlay.device for p in self._pages.values() if len(p.resident) > p.page_ahead]
 
-BLACKHOLE_METRIC = 65534
-"""Below the unreachable routes' metric, above everything with a metric of its own (a bridge's 0 or 256)."""
+    def page_out(self, device: str, idle_s: Mapping[MAC, float], answered: Iterable[Neighbour]) -> list[Op]:
+        """Take the longest idle peers of a device out."""
+        for pages in self._pages.values():
+            if pages.overlay.device == device:
+                return pages.page_out(idle_s, IDLE_S, answered)
+        return []

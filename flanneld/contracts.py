@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from flanneld.errors import KernelError
-from flanneld.model.addr import IP, Prefix
-from flanneld.model.lease import Changed, LeaseAttrs, LeaseTable, OwnLease
+from flanneld.model.addr import IP, MAC, Family, Prefix
+from flanneld.model.host import ExtIface
+from flanneld.model.lease import Changed, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
+from flanneld.model.objects import Neighbour
 from flanneld.model.state import State
 from flanneld.plan.diff import Op
 from flanneld.plan.ownership import Ownership
@@ -139,4 +141,97 @@ class Kernel(Protocol):
 
     async def apply(self, ops: Sequence[Op]) -> list[Failure]:
         """Do all operations in order; one that fails does not stop the rest."""
+        ...
+
+
+class DataPath(Protocol):
+    """A backend at work on this host: what should be, and the answers to the kernel's questions. Pure."""
+
+    desired: State
+    """Everything wanted at this moment; changes in place."""
+    own: Ownership
+
+    @property
+    def watches_routes(self) -> bool:
+        """Whether routes of others decide something, so that their changes wake the loop."""
+        ...
+
+    def public_addresses(self, leases: Iterable[Lease]) -> Sequence[IP]:
+        """Addresses whose routes decide something."""
+        ...
+
+    def settle(
+        self, leases: Iterable[Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
+    ) -> dict[str, str]:
+        """Take leases into ``desired``; returns, by lease, why it is not used."""
+        ...
+
+    def answer(self, asked: Iterable[tuple[str, IP | None, MAC | None]]) -> list[Op]:
+        """What to write for the kernel's questions."""
+        ...
+
+    def answer_is_right(self, entry: Neighbour) -> bool:
+        """Whether a non-permanent neighbour on our device may stay."""
+        ...
+
+    def page_out(self, device: str, idle_s: Mapping[MAC, float], answered: Iterable[Neighbour]) -> list[Op]:
+        """Which idle peers of a device to take out of the tables; none where nothing is paged."""
+        ...
+
+    def wants_page_out(self) -> Sequence[str]:
+        """Devices that hold more peers than they should."""
+        ...
+
+    def configure(self, ext: ExtIface) -> None:
+        """Take an external interface that changed.
+
+        Raises:
+            ConfigError: it cannot work on this interface; nothing was changed.
+        """
+        ...
+
+
+class Surroundings(NamedTuple):
+    """What a data path is built on, besides the network configuration."""
+
+    ext: ExtIface
+    subnets: Mapping[Family, Prefix]
+    """Our own, by family."""
+    alias: str
+    """``ifalias`` that marks our devices."""
+    previous_networks: tuple[Prefix, ...]
+    """Cluster networks of the previous run, so that what is left of it is known as ours."""
+    blackhole: bool
+    """``--ip-blackhole-route``."""
+
+
+class Backend(Protocol):
+    """One kind of data path, configured. Made by ``backends.create``."""
+
+    def lease_attrs(self, ext: ExtIface, identity: str) -> LeaseAttrs:
+        """What this host publishes."""
+        ...
+
+    def mtu(self, ext: ExtIface) -> int:
+        """Largest packet a container may send, in bytes (contract 6.2).
+
+        Raises:
+            ConfigError: too little remains on this interface.
+        """
+        ...
+
+    def data_path(self, around: Surroundings) -> DataPath:
+        """Begin work on this host.
+
+        Raises:
+            ConfigError: it cannot work on this interface.
+        """
+        ...
+
+    def reconfigure(self, conf: NetConf, path: DataPath) -> None:
+        """Take a changed network configuration while running.
+
+        Raises:
+            ConfigError: the change needs a restart; names the key. Nothing was changed.
+        """
         ...

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
-from flanneld.contracts import Failure, Kernel
+from flanneld.contracts import DataPath, Failure, Kernel
 from flanneld.errors import KernelError
-from flanneld.model.addr import IP, MAC
-from flanneld.model.lease import Lease, LeaseTable
-from flanneld.model.objects import KernelObject, Neighbour, subject
-from flanneld.model.state import State
+from flanneld.model.lease import LeaseTable
+from flanneld.model.objects import KernelObject, subject
 from flanneld.plan.diff import Op, Verb, plan
 from flanneld.plan.drift import audit_line
-from flanneld.plan.ownership import Ownership
 from flanneld.wake import Reasons, Wake
 
 log = logging.getLogger("flanneld.reconcile")
@@ -32,31 +28,6 @@ RETRY_S = 1.0
 
 AUDIT_LINES = 20
 """Repairs told one by one in a cycle; a flush of thousands is told as a number."""
-
-
-class DataPath(Protocol):
-    """What the loop needs of a backend."""
-
-    desired: State
-    own: Ownership
-
-    def public_addresses(self, leases: Iterable[Lease]) -> Sequence[IP]:
-        """Addresses whose routes decide something."""
-        ...
-
-    def settle(
-        self, leases: Iterable[Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
-    ) -> dict[str, str]:
-        """Take leases into ``desired``; returns, by lease, why it is not used."""
-        ...
-
-    def answer(self, asked: Iterable[tuple[str, IP | None, MAC | None]]) -> list[Op]:
-        """What to write for the kernel's questions."""
-        ...
-
-    def answer_is_right(self, entry: Neighbour) -> bool:
-        """Whether a non-permanent neighbour on our device may stay."""
-        ...
 
 
 class Reconciler:

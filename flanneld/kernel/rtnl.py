@@ -248,6 +248,11 @@ class Rtnl:
         await asyncio.sleep(0)
         return found
 
+    def links(self) -> dict[str, Link]:
+        """All devices by name."""
+        found = [nl.decode_link(body) for part in self._sock.dump(nl.dump_links()) for _kind, body in part]
+        return {link.name: link for _index, link in found}
+
     def onlink(self, addresses: Sequence[IP]) -> dict[IP, str]:
         """By address, the interface through which the kernel reaches it without a gateway (contract 6.19)."""
         result: dict[IP, str] = {}
@@ -265,6 +270,13 @@ class Rtnl:
         index = self.index(device)
         entries = (body for part in self._sock.dump(nl.dump_neighbours(index, bridge=True)) for _kind, body in part)
         return dict(nl.decode_idle(body) for body in entries)
+
+    def answered(self, device: str) -> list[Neighbour]:
+        """The non-permanent neighbours of a device: answers to misses that have not aged out yet."""
+        index = self.index(device)
+        dump = self._sock.dump(nl.dump_neighbours(index, bridge=False))
+        found = [nl.decode_neigh(body, {index: device}) for part in dump for _kind, body in part]
+        return [entry for entry in found if isinstance(entry, Neighbour) and not entry.permanent]
 
     # ---- writing ------------------------------------------------------------------------------
 

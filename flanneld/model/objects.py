@@ -24,6 +24,9 @@ METRIC_V6 = 1024
 METRIC_VOID = 65535
 """Metric of our unreachable routes: whatever else claims the same block, a bridge for instance, wins."""
 
+METRIC_BLACKHOLE = 65534
+"""Metric of the own subnet's blackhole route: above our unreachable routes, below any bridge's own route."""
+
 
 class RouteKind(IntEnum):
     """RTN_* types we make (include/uapi/linux/rtnetlink.h)."""

@@ -1,0 +1,221 @@
+"""The daemon's smaller long-lived duties, each a class with one ``run``: rules, underlay, idle peers, misses.
+
+None of them decides anything about peers; none runs without being started in ``app.py``'s task group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from flanneld.contracts import Backend, DataPath, TrafficManager, TrafficRules
+from flanneld.errors import ConfigError, KernelError
+from flanneld.kernel.listen import Hint, Miss
+from flanneld.kernel.rtnl import Rtnl
+from flanneld.model.addr import Family, format_ip
+from flanneld.model.host import ExtIface, HostNet, IfaceWish
+from flanneld.model.lease import LeaseTable
+from flanneld.plan.drift import reason_to_look
+from flanneld.plan.extiface import follow
+from flanneld.problems import Problem
+from flanneld.wake import Wake
+
+log = logging.getLogger("flanneld")
+
+REAP_EVERY_S = 30.0
+RULES_RETRY_S = 2.0
+
+
+class RuleKeeper:
+    """Keeps the firewall rules in place: at once when told of a change, and every resync period."""
+
+    def __init__(
+        self,
+        rules: TrafficManager,
+        other: TrafficManager,
+        wanted: Callable[[], Sequence[TrafficRules]],
+        problem: Problem,
+    ) -> None:
+        self._rules, self._other = rules, other
+        self._wanted = wanted
+        self._problem = problem
+        self._failing = ""
+        self.wake = Wake()
+
+    def use(self, rules: TrafficManager, other: TrafficManager) -> None:
+        """Change to the other tool; the former one's rules are removed after the new ones are in place."""
+        self._rules.close()
+        self._rules, self._other = rules, other
+        self._rules.watch(self.wake)
+        self.wake("other tool")
+
+    async def run(self, resync_s: float) -> None:
+        """Keep rules right, for ever."""
+        self._rules.watch(self.wake)
+        cleaned: TrafficManager | None = None
+        timeout_s = 0.0
+        try:
+            while True:
+                reasons = await self.wake.wait(timeout_s)
+                well = await self._ensure(" ".join(reasons.names) or "check")
+                if well and cleaned is not self._other:
+                    cleaned = self._other
+                    await self._clean(cleaned)
+                timeout_s = resync_s if well else min(resync_s, RULES_RETRY_S)
+        finally:
+            self._rules.close()
+
+    async def _ensure(self, why: str) -> bool:
+        try:
+            changes = await self._rules.ensure(self._wanted())
+        except (KernelError, ConfigError) as exc:
+            if str(exc) != self._failing:
+                log.error("firewall rules are not in place, trying again: %s", exc)
+            self._failing = str(exc)
+            self._problem(f"firewall rules: {exc}")
+            return False
+        for change in changes:
+            log.info("%s, reason=%s", change, why)
+        if self._failing:
+            log.info("firewall rules are in place again")
+        self._failing = ""
+        self._problem(None)
+        return True
+
+    async def _clean(self, other: TrafficManager) -> None:
+        """Remove what the other tool left (contract 8.20); its absence or failure harms nothing."""
+        try:
+            for change in await other.remove():
+                log.info("%s", change)
+        except (KernelError, ConfigError) as exc:
+            log.warning("rules made by %s may be left over: %s", other.name, exc)
+
+
+class UnderlayWatch:
+    """Follows the external interface's address and MTU (contract 5.12 is what we do better)."""
+
+    def __init__(
+        self,
+        read: Callable[[], HostNet],
+        wish: IfaceWish,
+        families: tuple[Family, ...],
+        path: DataPath,
+        backend: Backend,
+        ext: ExtIface,
+        changed: Callable[[ExtIface], None],
+        problem: Problem,
+    ) -> None:
+        self._read, self._wish, self._families = read, wish, families
+        self._path, self._backend = path, backend
+        self.ext = ext
+        self._changed = changed
+        self._problem = problem
+        self.wake = Wake()
+
+    async def run(self, then: Wake) -> None:
+        """Look whenever something about the underlay changed, then hand the reason on."""
+        while True:
+            reasons = await self.wake.wait()
+            self.look()
+            for name in reasons.names:
+                then(name)
+
+    def look(self) -> None:
+        """Take the interface as it is now."""
+        try:
+            ext = follow(self.ext, self._read(), self._wish, self._families)
+        except (KernelError, ConfigError) as exc:
+            self._problem(f"external interface {self.ext.name}: {exc}")
+            return
+        if ext is None:
+            self._problem(f"external interface {self.ext.name} is away or has no address")
+            return
+        if ext == self.ext:
+            self._problem(None)
+            return
+        try:
+            self._backend.mtu(ext)
+            self._path.configure(ext)
+        except ConfigError as exc:
+            self._problem(f"external interface {ext.name}: {exc}")
+            log.error("external interface changed and cannot be used: %s", exc)
+            return
+        log.info("external interface changed: %s; it was %s", _brief(ext), _brief(self.ext))
+        self.ext = ext
+        self._problem(None)
+        self._changed(ext)
+
+
+def _brief(ext: ExtIface) -> str:
+    addresses = ",".join(format_ip(ip) for ip in (ext.ip, ext.ip6) if ip)
+    public = ",".join(format_ip(ip) for ip in (ext.public_ip, ext.public_ip6) if ip)
+    return f"{ext.name} index={ext.ifindex} addresses={addresses} public={public} mtu={ext.mtu}"
+
+
+class Pager:
+    """Answers misses as they come, and takes idle peers out of the tables now and then."""
+
+    def __init__(self, kernel: Rtnl, path: DataPath, table: LeaseTable, wake: Wake) -> None:
+        self._kernel, self._path, self._table, self._wake = kernel, path, table, wake
+
+    def answer(self, misses: Sequence[Miss]) -> None:
+        """Answer at once, on this turn of the loop.
+
+        Before the first complete list of leases nothing is answered: the kernel keeps the packets and asks
+        again, and the first full cycle looks at what is still open.
+        """
+        if not self._table.complete:
+            return
+        devices = self._devices()
+        asked = [(devices[m.ifindex], m.ip, m.mac if m.ip is None else None) for m in misses if m.ifindex in devices]
+        failures = self._kernel.apply_now(self._path.answer(asked))
+        if failures:
+            log.debug("an answer failed, looking again: %s", failures[0].error)
+            self._wake("answer failed")
+
+    def _devices(self) -> dict[int, str]:
+        found = {}
+        for device in self._path.own.devices:
+            try:
+                found[self._kernel.index(device)] = device
+            except KernelError:
+                continue
+        return found
+
+    async def run(self) -> None:
+        """Page idle peers out, for ever."""
+        while True:
+            await asyncio.sleep(REAP_EVERY_S)
+            for device in self._path.wants_page_out():
+                try:
+                    self.reap(device)
+                except KernelError as exc:
+                    log.warning("idle peers cannot be found now, later: %s", exc)
+
+    def reap(self, device: str) -> None:
+        """Take the longest idle peers of one device out of the tables."""
+        answered = self._kernel.answered(device)
+        ops = self._path.page_out(device, self._kernel.idle_s(device), answered)
+        failures = self._kernel.apply_now(ops)
+        if ops:
+            log.info("paged out idle peers: entries=%d failed=%d", len(ops), len(failures))
+
+
+class HintFilter:
+    """Turns kernel notifications into reasons, dropping those that agree with what we want."""
+
+    def __init__(self, path: DataPath, table: LeaseTable, wake: Wake, underlay: Wake) -> None:
+        self._path, self._table, self._wake, self._underlay = path, table, wake, underlay
+
+    def __call__(self, hint: Hint) -> None:
+        """Judge one notification."""
+        reason = reason_to_look(
+            hint.obj,
+            new=hint.new,
+            desired=self._path.desired,
+            own=self._path.own,
+            watch_routes=self._path.watches_routes,
+        )
+        if reason is not None:
+            (self._underlay if reason.startswith("underlay") else self._wake)(reason)
