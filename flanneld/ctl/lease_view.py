@@ -1,0 +1,179 @@
+"""How a lease is shown to people and to programs. Pure: no etcd, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from flanneld.ctl.table import render_table
+from flanneld.errors import PeerDataError
+from flanneld.model.addr import IP, Prefix, format_ip
+from flanneld.model.lease import LeaseAttrs
+from flanneld.model.lease_codec import decode_attrs, parse_key
+
+TTL_S = 86400
+"""What every flanneld asks for when it renews (contract 3.19); the age of a renewal is what is missing from it."""
+
+
+class View(NamedTuple):
+    """One key below ``subnets/``, readable or not."""
+
+    name: str
+    """The key's last element."""
+    subnets: tuple[Prefix | None, Prefix | None]
+    attrs: LeaseAttrs
+    ttl_id: int
+    revision: int
+    problem: str
+    """Why flanneld cannot use it; empty when it can."""
+    ttl_s: int | None = None
+    """Seconds left; None = never asked, or a reservation, which does not expire."""
+    is_own: bool = False
+
+    @staticmethod
+    def of(name: str, value: bytes, ttl_id: int = 0, revision: int = 0) -> View:
+        """Read a key and its value; a bad one is shown too, with the reason."""
+        subnets: tuple[Prefix | None, Prefix | None] = (None, None)
+        attrs, problem = LeaseAttrs(None), ""
+        try:
+            subnets = parse_key(name.encode())
+            attrs = decode_attrs(value)
+        except PeerDataError as error:
+            problem = str(error)
+        return View(name, subnets, attrs, ttl_id, revision, problem)
+
+    def subnet_text(self) -> str:
+        """Subnets in words; the key itself when it names none."""
+        return " ".join(str(subnet) for subnet in self.subnets if subnet) or self.name
+
+    def holds(self, what: Prefix | IP) -> bool:
+        """Whether the lease is about this subnet or address: its own, one of its pods', or its host's."""
+        if isinstance(what, Prefix):
+            return any(subnet and subnet.masked() == what.masked() for subnet in self.subnets)
+        return what in (self.attrs.public_ip, self.attrs.public_ip6) or any(s and what in s for s in self.subnets)
+
+    def mac(self) -> str:
+        """MAC of the host's vxlan device, of IPv4's if it has two; empty for other backends."""
+        return _field(self.attrs.data, "vtepmac") or _field(self.attrs.data6, "vtepmac")
+
+
+def mark_own(view: View, is_local: Callable[[IP], bool], identity: str) -> View:
+    """Tell whether a lease is this machine's: by the identity in it, else by its public address.
+
+    Args:
+        view: the lease.
+        is_local: whether an address is configured on this machine.
+        identity: this machine's, empty when not known.
+    """
+    if view.attrs.identity and identity:
+        return view._replace(is_own=view.attrs.identity == identity)
+    addresses = [ip for ip in (view.attrs.public_ip, view.attrs.public_ip6) if ip]
+    return view._replace(is_own=any(is_local(ip) for ip in addresses))
+
+
+HEAD = ("", "SUBNET", "PUBLIC IP", "BACKEND", "MAC", "TTL", "AGE")
+
+
+def table(views: list[View]) -> str:
+    """Leases for people; ours has a star."""
+    rows = []
+    for view in views:
+        if view.problem:
+            rows.append(["!", view.subnet_text(), "unusable", "-", "-", _ttl(view), _age(view)])
+        else:
+            public = view.attrs.where().replace("+", " ")
+            kind = view.attrs.backend_type or "udp/alloc"
+            mark = "*" if view.is_own else ""
+            rows.append([mark, view.subnet_text(), public, kind, view.mac() or "-", _ttl(view), _age(view)])
+    return render_table(HEAD, rows)
+
+
+def details(view: View) -> str:
+    """All that is known of one lease, a line each."""
+    attrs = view.attrs
+    lines = [
+        ("subnet", view.subnet_text()),
+        ("key", view.name),
+        ("problem", view.problem),
+        ("public IP", attrs.where().replace("+", " ") if not view.problem else ""),
+        ("this machine", "yes" if view.is_own else "no"),
+        ("backend", attrs.backend_type or ("" if view.problem else "none named (udp or alloc)")),
+        ("data", attrs.data.decode(errors="replace")),
+        ("data, IPv6", attrs.data6.decode(errors="replace")),
+        ("identity", attrs.identity or ("" if view.problem else "none (written by Go flanneld)")),
+        ("time to live", _ttl(view)),
+        ("last renewed", f"{_age(view)} ago" if view.ttl_s is not None else ""),
+        ("etcd lease", f"{view.ttl_id:x}" if view.ttl_id else "none: a reservation, it does not expire"),
+        ("revision", str(view.revision)),
+    ]
+    return "\n".join(f"{name + ':':<14}{text}" for name, text in lines if text)
+
+
+def as_json(view: View) -> dict[str, object]:
+    """For programs; fields are only ever added."""
+    attrs = view.attrs
+    subnet, subnet6 = view.subnets
+    return {
+        "key": view.name,
+        "subnet": str(subnet) if subnet else None,
+        "subnet6": str(subnet6) if subnet6 else None,
+        "public_ip": format_ip(attrs.public_ip) if attrs.public_ip else None,
+        "public_ip6": format_ip(attrs.public_ip6) if attrs.public_ip6 else None,
+        "backend_type": attrs.backend_type or None,
+        "backend_data": _loads(attrs.data),
+        "backend_data6": _loads(attrs.data6),
+        "mac": view.mac() or None,
+        "identity": attrs.identity or None,
+        "own": view.is_own,
+        "reservation": view.ttl_id == 0,
+        "ttl_s": view.ttl_s,
+        "age_s": None if view.ttl_s is None or not 0 <= view.ttl_s <= TTL_S else TTL_S - view.ttl_s,
+        "revision": view.revision,
+        "problem": view.problem or None,
+    }
+
+
+def order(view: View) -> tuple[int, int, str]:
+    """Sort key: by address, IPv4 first; what has no subnet comes last."""
+    for rank, subnet in enumerate(view.subnets):
+        if subnet:
+            return rank, subnet.first, view.name
+    return len(view.subnets), 0, view.name
+
+
+def duration(seconds: int) -> str:
+    """``23h59m``, ``4m10s`` or ``9s``."""
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+
+
+def _ttl(view: View) -> str:
+    if not view.ttl_id:
+        return "reserved"
+    if view.ttl_s is None:
+        return "-"
+    return duration(view.ttl_s) if view.ttl_s >= 0 else "expired"
+
+
+def _age(view: View) -> str:
+    known = view.ttl_s is not None and 0 <= view.ttl_s <= TTL_S
+    return duration(TTL_S - view.ttl_s) if known and view.ttl_s is not None else "-"
+
+
+def _loads(data: bytes) -> object:
+    try:
+        return msgspec.json.decode(data) if data else None
+    except (msgspec.DecodeError, RecursionError):
+        return data.decode(errors="replace")
+
+
+def _field(data: bytes, name: str) -> str:
+    fields = _loads(data)
+    if not isinstance(fields, dict):
+        return ""
+    return next((str(value) for key, value in fields.items() if str(key).casefold() == name), "")
