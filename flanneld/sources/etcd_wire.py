@@ -187,12 +187,12 @@ class Wire:
             return Broken(self.endpoint, _explain_tls(exc, self.endpoint, self._tls))
         if isinstance(exc, socket.gaierror):
             return Broken(self.endpoint, f"the name does not resolve ({exc.strerror})")
-        if isinstance(exc, ConnectionResetError) and not exc.errno and self.endpoint.scheme == "https":
-            return Broken(self.endpoint, "it broke off the TLS handshake: if it serves no https, write http://")
-        if isinstance(exc, OSError):
+        if isinstance(exc, OSError) and not isinstance(exc, (ConnectionResetError, BrokenPipeError)):
             return Broken(self.endpoint, os.strerror(exc.errno).lower() if exc.errno else str(exc) or "connection lost")
-        hint = "" if channel.has_heard() else " before a word was said: does it expect https:// or is it no etcd?"
-        return Broken(self.endpoint, "the connection broke" + hint)
+        if channel.has_spoken():
+            return Broken(self.endpoint, "the connection broke")
+        hint = "does it expect https://?" if self.endpoint.scheme == "http" else "does it expect http://?"
+        return Broken(self.endpoint, f"it ended the connection without a word of HTTP/2: is it an etcd, and {hint}")
 
 
 def _explain_tls(exc: ssl.SSLError, endpoint: Endpoint, tls: TLS) -> str:
@@ -260,6 +260,7 @@ class _Protocol(H2Protocol):
         self._channel = channel
         self.transport: asyncio.Transport | None = None
         self.heard_at: float | None = None
+        self.has_spoken = False
         self.lost_because: Exception | None = None
         self.gone = asyncio.Event()
 
@@ -270,6 +271,9 @@ class _Protocol(H2Protocol):
         self._channel.alive.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self.heard_at is None:
+            # an HTTP/2 server opens with a SETTINGS frame: the fourth byte is its type, 4 (RFC 9113 sections 3.4, 4.1)
+            self.has_spoken = data[3:4] == b"\x04"
         self.heard_at = asyncio.get_running_loop().time()
         super().data_received(data)
 
@@ -321,9 +325,9 @@ class _Channel(Channel):
         """What ended the latest connection, if asyncio knows."""
         return self._latest.lost_because if self._latest else None
 
-    def has_heard(self) -> bool:
-        """Whether the latest connection brought a single byte."""
-        return self._latest is not None and self._latest.heard_at is not None
+    def has_spoken(self) -> bool:
+        """Whether the latest connection has brought HTTP/2."""
+        return self._latest is not None and self._latest.has_spoken
 
     def abort_if_silent_since(self, moment: float) -> None:
         """Drop connections that brought nothing since a moment of the loop's clock."""

@@ -173,7 +173,7 @@ async def test_a_server_that_is_no_etcd_is_said_in_words() -> None:
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     client = EtcdClient([Endpoint("http", "127.0.0.1", server.sockets[0].getsockname()[1])])
-    with pytest.raises(Unavailable, match="is it no etcd"):
+    with pytest.raises(Unavailable, match=r"is it an etcd, and does it expect https://\?"):
         await client.get(b"a")
     await client.close()
     server.close()
