@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from flanneld.ctl.table import render_table
 from flanneld.errors import ConfigError, UsageError
 from flanneld.flag_values import choice, integer, something
 from flanneld.goflags import Flag, scan, usage
 from flanneld.lab import demo
 from flanneld.lab.lab import Lab, names, remove, timed
 from flanneld.lab.spec import MAX_HOSTS, LabSpec
+from flanneld.report.table import render_table
 
 HEAD = """\
 usage: flannelctl lab up [flags] [-- flags for every flanneld]    build a cluster and leave it running

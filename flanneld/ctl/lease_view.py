@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from flanneld.ctl.table import render_table
 from flanneld.errors import PeerDataError
 from flanneld.model.addr import IP, Prefix, format_ip
 from flanneld.model.lease import LeaseAttrs
 from flanneld.model.lease_codec import decode_attrs, parse_key
+from flanneld.report.table import render_table
 
 TTL_S = 86400
 """What every flanneld asks for when it renews (contract 3.19); the age of a renewal is what is missing from it."""

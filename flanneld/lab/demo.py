@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from flanneld.lab.lab import Lab, timed
 from flanneld.lab.probe import Matrix, egress_source, full_size_ping, ping_matrix
-from flanneld.lab.spec import SUBNETS_KEY, LabSpec
+from flanneld.lab.spec import LabSpec
 from flanneld.model.addr import Family
+from flanneld.report.table import render_table
 
 LOSS_PACKETS = 20
 
@@ -38,7 +40,7 @@ def run(spec: LabSpec, write: Write) -> bool:
         _show_subnet_files(lab, write)
         problems = [problem for family in spec.families for problem in _judge(lab, family, write)]
     finally:
-        with timed(write, "\n  taken down: daemons, etcd, links and namespaces"):
+        with timed(lambda line: write("\n" + line), "taken down: daemons, etcd, links, namespaces"):
             lab.down()
     took = f"in {time.monotonic() - begun:.1f} s"
     if problems:
@@ -95,18 +97,21 @@ def write_matrix(matrix: Matrix, hosts: int, write: Write) -> None:
 
 
 def _show_leases(lab: Lab, write: Write) -> None:
-    write("\nLeases in etcd, as stored")
-    for key, value in sorted(lab.etcd.items(SUBNETS_KEY).items()):
-        write(f"  {key.removeprefix(SUBNETS_KEY)}")
-        write(f"    {value}")
+    host = lab.host(1)
+    write("\nLeases, as `flannelctl leases` shows them on h1")
+    flannelctl = (sys.executable, "-m", "flanneld.ctl.main", "leases")
+    where = (f"--etcd-endpoints={lab.etcd.endpoints}", f"--state-dir={host.daemon.state_dir}")
+    _indented(host.run(*flannelctl, *where).stdout, write)
 
 
 def _show_subnet_files(lab: Lab, write: Write) -> None:
     write("\nsubnet.env on each host")
-    columns = [host.daemon.subnet_file.read_text().splitlines() for host in lab.hosts]
-    for lines, host in zip(columns, lab.hosts, strict=True):
-        write(f"  {host.name + ':':<5} {_joined(lines)}")
+    files = {host.name: host.subnet_env() for host in lab.hosts}
+    keys = list(dict.fromkeys(key for values in files.values() for key in values))
+    rows = [[name, *(values.get(key, "-") for key in keys)] for name, values in files.items()]
+    _indented(render_table(["", *keys], rows), write)
 
 
-def _joined(lines: Sequence[str]) -> str:
-    return "  ".join(line.removeprefix("FLANNEL_") for line in lines)
+def _indented(text: str, write: Write) -> None:
+    for line in text.splitlines():
+        write(f"  {line}")
