@@ -89,7 +89,7 @@ def bed() -> Iterator[Bed]:
                 ns.run("ip", flag, "addr", "add", address, "dev", device, *nodad)
             host.run("ip", flag, "route", "add", f"{at.far}/{family.bits}", "dev", "far0")
             pod.run("ip", flag, "route", "add", "default", "via", at.gateway)
-            far.run("ip", flag, "route", "add", "default", "dev", "eth0")
+            far.run("ip", flag, "route", "add", "default", "via", at.overlay, "dev", "eth0", "onlink")
             outside.run("ip", flag, "route", "add", str(net.network), "via", at.host)
         yield all_four
 
