@@ -52,6 +52,9 @@ class Host:
         self.table = LeaseTable()
         self.lost: LeaseLost | None = None
         self.changes: list[str] = []
+        """Reasons that keeping and following gave."""
+        self.sizes: list[int] = []
+        """How many leases the table had at each change."""
         self._prefix = prefix
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -72,16 +75,20 @@ class Host:
     async def run(self, conf: NetConf, previous: str | None = None) -> OwnLease:
         """Acquire, then keep and follow in the background."""
         own = await self.acquire(conf, previous)
-        self.start(self._keep(), self.store.follow(self.table, self.changes.append))
+        self.start(self._keep(), self.store.follow(self.table, self._changed))
         return own
 
     def start(self, *coroutines: Any) -> None:
         """Run something until the host stops."""
         self._tasks += [asyncio.create_task(coroutine) for coroutine in coroutines]
 
+    def _changed(self, reason: str) -> None:
+        self.changes.append(reason)
+        self.sizes.append(len(self.table))
+
     async def _keep(self) -> None:
         try:
-            await self.store.keep(self.changes.append)
+            await self.store.keep(self._changed)
         except LeaseLost as lost:
             self.lost = lost
 
@@ -113,6 +120,11 @@ class Host:
 
 class Switch(Relay):
     """A relay that can be pointed elsewhere, or nowhere: a network that fails, an etcd that is replaced."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self.home = (host, port)
+        """Where it pointed first."""
 
     def point_to(self, host: str, port: int) -> None:
         """Cut all connections; new ones go there."""
