@@ -20,9 +20,10 @@ from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel import procfs
 from flanneld.kernel.host_net import read_host_net
 from flanneld.kernel.listen import HintListener, MissListener
+from flanneld.kernel.place import place
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.addr import Family, format_ip
-from flanneld.model.host import ExtIface, IfaceWish
+from flanneld.model.host import ExtIface, HostNet, IfaceWish
 from flanneld.model.lease import LeaseTable
 from flanneld.model.netconf import NetConf
 from flanneld.model.netconf_parse import parse_netconf
@@ -102,7 +103,7 @@ class Daemon:
         self.problems = Problems(self._tell_state)
         self.client = connect(options)
         self.store = EtcdStore(self.client, options.etcd_prefix, renew_margin_s=options.renew_margin_s)
-        self.state = StateDir(Path(options.state_dir), options.etcd_prefix)
+        self.state = StateDir(Path(options.state_dir, place()), options.etcd_prefix)
         self.file = SubnetFile(Path(options.subnet_file))
         self.table = LeaseTable()
         self.wake = Wake()
@@ -136,11 +137,14 @@ class Daemon:
         self.conf = await self._wait_for_conf()
         self.kernel = Rtnl()
         self.wish = _wish(self.options)
-        reach = [self.options.iface_can_reach] if self.options.iface_can_reach else []
         families = self.conf.families()
-        self.ext, decision = select(read_host_net(reach), self.wish, families)
+        links = self.kernel.links()
+        ours = frozenset(
+            name for name, link in links.items() if link.alias == _alias(self.options) or _is_flannel(name)
+        )
+        self.ext, decision = select(self._host_net(), self.wish, families, ours)
         log.info("%s", decision)
-        self.backend = backends.create(self.conf, self.kernel.links(), identity)
+        self.backend = backends.create(self.conf, links, identity)
         self.backend.mtu(self.ext)
         for text in procfs.warnings(families, self.ext.name, iptables=not self.conf.nftables):
             log.warning("%s", text)
@@ -169,7 +173,7 @@ class Daemon:
         self._file_problem = slot("file", "subnet.env is not written yet")
         self.rules = RuleKeeper(*_managers(self.conf), self._wanted_rules, slot("rules", "no firewall rules yet"))
         self.underlay = UnderlayWatch(
-            read_host_net,
+            self._host_net,
             self.wish,
             self.conf.families(),
             self.path,
@@ -204,6 +208,10 @@ class Daemon:
             pager.run(),
         ):
             tasks.create_task(duty)
+
+    def _host_net(self) -> HostNet:
+        reach = self.options.iface_can_reach
+        return read_host_net([reach] if reach else [])
 
     # ---- configuration ----------------------------------------------------------------------------
 
@@ -374,6 +382,11 @@ def _wish(options: Options) -> IfaceWish:
 def _alias(options: Options) -> str:
     """``ifalias`` of our devices: which daemon and network they belong to; the kernel takes 255 bytes."""
     return f"flanneld {options.etcd_prefix}"[:255]
+
+
+def _is_flannel(name: str) -> bool:
+    """Whether a device is some flannel's, whose tunnel can never be the underlay of another."""
+    return name.startswith("flannel")
 
 
 def _managers(conf: NetConf) -> tuple[TrafficManager, TrafficManager]:
