@@ -10,7 +10,7 @@ from grpclib.const import Status
 
 from flanneld.errors import ConfigError
 from flanneld.sources import etcd_pb2 as pb
-from flanneld.sources.etcd_wire import Method, Refused, Wire
+from flanneld.sources.etcd_wire import Broken, Method, Refused, Wire
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,13 @@ class Tokens:
             Broken: the member cannot say.
         """
         if self._token is None:
-            async with self._fetching:  # one password check, which costs etcd 100 ms, for all who wait
-                if self._token is None:
-                    self._token = await self._fetch(wire, timeout_s)
+            try:
+                # one password check, which costs etcd 100 ms, for all who wait
+                async with asyncio.timeout(timeout_s), self._fetching:
+                    if self._token is None:
+                        self._token = await self._fetch(wire, timeout_s)
+            except TimeoutError as exc:
+                raise Broken(wire.endpoint, f"no token within {timeout_s:.1f} s") from exc
         return {"token": self._token} if self._token else {}
 
     def refused(self, metadata: dict[str, str]) -> None:

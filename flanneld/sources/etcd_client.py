@@ -12,7 +12,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 from grpclib.const import Status
@@ -22,6 +22,7 @@ from flanneld.retry import backoff
 from flanneld.sources import etcd_pb2 as pb
 from flanneld.sources.etcd_auth import Credentials, Tokens
 from flanneld.sources.etcd_endpoint import TLS, Endpoint, TLSFiles, parse_endpoints
+from flanneld.sources.etcd_values import KV, Batch, Compacted, Event, LeaseGone, Listing, TxnResult
 from flanneld.sources.etcd_wire import Broken, Method, Refused, Wire
 from flanneld.sources.outage import Outage
 
@@ -60,57 +61,6 @@ _PAGE = 4096
 # A watch that broke after less than this counts as one that never worked, so that etcd accepting and dropping us in
 # a circle is met with growing pauses (failures F26).
 _STEADY_S = 5.0
-
-
-class KV(NamedTuple):
-    """One key as stored; in a deletion only ``key`` and ``mod_revision`` are set."""
-
-    key: bytes
-    value: bytes
-    mod_revision: int
-    lease: int
-    version: int
-    create_revision: int
-
-
-class Listing(NamedTuple):
-    """What was stored at one revision."""
-
-    kvs: list[KV]
-    revision: int
-
-
-class TxnResult(NamedTuple):
-    """Outcome of a compare-and-swap."""
-
-    succeeded: bool
-    revision: int
-    """Where the write took place, or the revision at which it was refused."""
-    kvs: list[KV]
-    """When refused: the key as it is; empty if it does not exist."""
-
-
-class Event(NamedTuple):
-    """One change of one key."""
-
-    kv: KV
-    deleted: bool
-
-
-class Batch(NamedTuple):
-    """Changes in order; without any it only tells that nothing happened up to ``revision``."""
-
-    events: list[Event]
-    revision: int
-    """All changes up to this one have been delivered; a new watch goes on from the next."""
-
-
-class Compacted(Unavailable):
-    """The history asked for has been compacted away: list again and watch from there."""
-
-
-class LeaseGone(Unavailable):
-    """The etcd lease that a write named has expired or been revoked: grant a new one."""
 
 
 class EtcdClient:
@@ -190,7 +140,8 @@ class EtcdClient:
         try:
             reply, _ = await self._ask(_PUT, pb.PutRequest(key=key, value=value, lease=lease), key)
         except Refused as exc:
-            raise _or_lease_gone(exc, lease) from exc
+            _raise_if_lease_gone(exc, lease)
+            raise
         return reply.header.revision
 
     async def delete(self, key: bytes) -> int:
@@ -222,7 +173,8 @@ class EtcdClient:
         try:
             result, repeated = await self._swap(key, mod_revision, write)
         except Refused as exc:
-            raise _or_lease_gone(exc, lease) from exc
+            _raise_if_lease_gone(exc, lease)
+            raise
         if not result.succeeded and (repeated or lease):
             for now in result.kvs:
                 if now.value == value and now.lease == lease and now.mod_revision > mod_revision:
@@ -305,18 +257,20 @@ class EtcdClient:
         )
         pauses, failures, loop = backoff(), 0, asyncio.get_running_loop()
         while True:
-            began_at, wire = loop.time(), self._wires[self._at]
+            wire, working_since = self._wires[self._at], None
             try:
                 async with aclosing(self._watch_once(wire, create)) as batches:
                     async for batch in batches:
-                        # Resume after what was delivered, never after what a header says: a member that is still
-                        # replaying history names its newest revision there, and what lies between would be lost.
-                        create.start_revision = batch.revision + 1
-                        yield batch
+                        if working_since is None:
+                            working_since = loop.time()
+                            self._outage.over()
+                        if batch.revision >= create.start_revision:
+                            create.start_revision = batch.revision + 1
+                            yield batch
             except Compacted:
                 raise
             except (Unavailable, ConfigError) as exc:
-                if loop.time() - began_at >= _STEADY_S:
+                if working_since is not None and loop.time() - working_since >= _STEADY_S:
                     pauses, failures = backoff(), 0
                 failures += 1
                 if failures >= len(self._wires):  # a member lost while others live is no outage
@@ -327,7 +281,7 @@ class EtcdClient:
             await asyncio.sleep(next(pauses))
 
     async def _watch_once(self, wire: Wire, create: pb.WatchCreateRequest) -> AsyncGenerator[Batch, None]:
-        """Watch through one member until it fails."""
+        """Watch through one member until it fails; the first batch, without news, tells that it works."""
         metadata = await self._tokens.metadata(wire, self._timeout_s)
         # without "hasleader" a member that lost its quorum keeps the watch open and silent
         metadata["hasleader"] = "true"
@@ -339,12 +293,13 @@ class EtcdClient:
                     self._raise_canceled(wire, reply, create.key, metadata)
                 if reply.events:
                     events = [Event(_kv(event.kv), event.type == pb.Event.DELETE) for event in reply.events]
+                    # Resume after what was delivered, never after what a header says: a member that still replays
+                    # history names its newest revision there, and what lies between would be lost.
                     revision = events[-1].kv.mod_revision
                     yield Batch(events, revision)
-                elif reply.created:
-                    self._outage.over()
-                elif reply.header.revision > revision:
-                    revision = reply.header.revision
+                else:
+                    if not reply.created:  # then it is progress: nothing happened up to the header's revision
+                        revision = max(revision, reply.header.revision)
                     yield Batch([], revision)
 
     def _raise_canceled(self, wire: Wire, reply: pb.WatchResponse, key: bytes, metadata: dict[str, str]) -> None:
@@ -370,8 +325,7 @@ class EtcdClient:
 
     async def close(self) -> None:
         """Close all connections; leases stay."""
-        for wire in self._wires:
-            await wire.close()
+        await asyncio.gather(*(wire.close() for wire in self._wires))
 
     async def _ask(self, method: Method[Request, Reply], request: Request, about: bytes) -> tuple[Reply, bool]:
         """Ask member after member until one answers.
@@ -438,7 +392,6 @@ def _lease_name(lease: int) -> bytes:
     return b"lease %x" % lease
 
 
-def _or_lease_gone(exc: Refused, lease: int) -> Unavailable:
+def _raise_if_lease_gone(exc: Refused, lease: int) -> None:
     if exc.message == "etcdserver: requested lease not found":
-        return LeaseGone(f"etcd lease {lease:x} has expired or been revoked: grant a new one")
-    return exc
+        raise LeaseGone(f"etcd lease {lease:x} has expired or been revoked: grant a new one") from exc

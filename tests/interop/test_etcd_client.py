@@ -307,6 +307,25 @@ async def test_a_watch_survives_etcd_being_away_and_says_so_in_two_lines(
     ]
 
 
+async def test_an_etcd_that_accepts_and_drops_us_in_a_circle_is_met_with_growing_pauses(
+    client: EtcdClient, relay: Relay, prefix: bytes
+) -> None:
+    """Failures F26: reconnect loops at full speed."""
+    clock = asyncio.get_running_loop().time
+    pauses: list[float] = []
+    async with relay:
+        behind = EtcdClient([Endpoint("http", "127.0.0.1", relay.port)])
+        async with Watching(behind, prefix, 1 + await client.put(prefix, b"0")) as watching:
+            for number in range(6):
+                began = clock()
+                await client.put(prefix, b"%d" % number)
+                await until(lambda number=number: len(watching.events) == number + 1)  # type: ignore[misc]
+                pauses.append(clock() - began)
+                relay.cut()
+        await behind.close()
+    assert pauses[1] < 0.5 < pauses[5]
+
+
 async def test_a_closed_client_asks_nobody(etcd: Cluster) -> None:
     client = EtcdClient(parse_endpoints(etcd.endpoints))
     await client.get(b"a")
