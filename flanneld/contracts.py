@@ -18,6 +18,7 @@ from flanneld.model.objects import Neighbour
 from flanneld.model.state import State
 from flanneld.plan.diff import Op
 from flanneld.plan.ownership import Ownership
+from flanneld.plan.traffic import TrafficRules as TrafficRules  # part of this page
 
 Wake = Callable[[str], None]
 """Tell the reconcile loop that something may have changed; the text is the reason, a hint only."""
@@ -75,21 +76,6 @@ class Store(Protocol):
     async def close(self) -> None:
         """Let go of connections. Leases stay (contract 0.4)."""
         ...
-
-
-class TrafficRules(NamedTuple):
-    """Firewall rules wanted for one family (contract section 8)."""
-
-    network: Prefix
-    """C, the cluster network."""
-    subnet: Prefix
-    """P, our own subnet, host bits cleared."""
-    masquerade: bool
-    """``--ip-masq``."""
-    fully_random: bool
-    """Ask for port randomisation; dropped when the tool or kernel lacks it."""
-    forward: bool
-    """``--iptables-forward-rules``."""
 
 
 class TrafficManager(Protocol):

@@ -95,7 +95,11 @@ class Nftables:
 
     def watch(self, wake: Wake) -> None:
         """See ``TrafficManager.watch``."""
-        self._events.watch(wake)
+        try:
+            self._events.watch(wake)
+        except KernelError as exc:
+            # ensure() will say so too, and watching begins when it works
+            _log.info("nftables changes are not announced yet cause=%s", exc)
 
     def close(self) -> None:
         """See ``TrafficManager.close``."""

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from flanneld.contracts import Wake
 from flanneld.errors import KernelError
@@ -84,13 +84,14 @@ class NftEvents:
         """Call ``wake`` on each new version that ``version()`` has not returned already.
 
         Raises:
-            KernelError: as ``version``.
+            KernelError: as ``version``; watching then begins with the first ``version`` that does not raise.
         """
-        self._open()
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         if self._events:
             self._loop.add_reader(self._events.fileno(), self._readable)
+        else:
+            self._open()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -115,16 +116,20 @@ class NftEvents:
         if self._events:
             return
         try:
-            self._query = _netlink_socket()
-            self._events = _netlink_socket()
-            try:
-                self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF_BYTES)
-            except PermissionError:
-                self._events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RCVBUF_BYTES)
-            self._events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+            with ExitStack() as opened:
+                query = opened.enter_context(_netlink_socket())
+                events = opened.enter_context(_netlink_socket())
+                try:
+                    events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF_BYTES)
+                except PermissionError:
+                    events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RCVBUF_BYTES)
+                events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+                opened.pop_all()
         except OSError as exc:
-            self.close()
             raise KernelError("watch nftables changes", exc.errno or 0) from exc
+        self._query, self._events = query, events
+        if self._loop:
+            self._loop.add_reader(events.fileno(), self._readable)
 
     def _ask(self) -> int:
         if self._query is None:  # _open raised or made it

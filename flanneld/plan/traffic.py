@@ -10,7 +10,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from flanneld.contracts import TrafficRules
 from flanneld.model.addr import Family, Prefix
 
 DONT_MASQUERADE_MARK = 0x4000
@@ -18,6 +17,21 @@ DONT_MASQUERADE_MARK = 0x4000
 
 MULTICAST = {Family.V4: Prefix.parse("224.0.0.0/4"), Family.V6: Prefix.parse("ff00::/8")}
 """Never masqueraded (contract 8.2 rule 6)."""
+
+
+class TrafficRules(NamedTuple):
+    """Firewall rules wanted for one family (contract section 8)."""
+
+    network: Prefix
+    """C, the cluster network."""
+    subnet: Prefix
+    """P, our own subnet, host bits cleared."""
+    masquerade: bool
+    """``--ip-masq``."""
+    fully_random: bool
+    """Ask for port randomisation; dropped when the tool or kernel lacks it."""
+    forward: bool
+    """``--iptables-forward-rules``."""
 
 
 class Verdict(Enum):

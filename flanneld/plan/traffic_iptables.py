@@ -13,9 +13,16 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from flanneld.contracts import TrafficRules
 from flanneld.model.addr import Family, Prefix
-from flanneld.plan.traffic import DONT_MASQUERADE_MARK, Block, Rule, Verdict, forward_rules, masquerade_rules
+from flanneld.plan.traffic import (
+    DONT_MASQUERADE_MARK,
+    Block,
+    Rule,
+    TrafficRules,
+    Verdict,
+    forward_rules,
+    masquerade_rules,
+)
 
 
 class Place(NamedTuple):

@@ -8,9 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from flanneld.contracts import TrafficRules
 from flanneld.model.addr import Family, Prefix
-from flanneld.plan.traffic import DONT_MASQUERADE_MARK, Block, Rule, Verdict, forward_rules, masquerade_rules
+from flanneld.plan.traffic import (
+    DONT_MASQUERADE_MARK,
+    Block,
+    Rule,
+    TrafficRules,
+    Verdict,
+    forward_rules,
+    masquerade_rules,
+)
 
 TABLES = {Family.V4: ("ip", "flannel-ipv4"), Family.V6: ("ip6", "flannel-ipv6")}
 """nft's word for the family, and the table's name. Source: contract 8.14."""
