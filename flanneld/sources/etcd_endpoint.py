@@ -115,7 +115,7 @@ class TLS:
             if self._context is None:
                 raise
             self._bad_stamps = stamps
-            log.error("etcd certificates cannot be re-read, the old ones stay in use reason=%s", exc)  # noqa: TRY400
+            log.error("etcd certificates cannot be re-read, the old ones stay in use reason=%s", exc)
             return self._context
         if self._context is not None:
             log.info("etcd certificates re-read files=%s", ",".join(path for path in self.files if path))
