@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
-from typing import Any
 
 import pytest
 
 from flanneld.errors import ConfigError
 from flanneld.model.addr import Family
-from flanneld.model.lease import LeaseAttrs
 from flanneld.model.lease_codec import parse_key
 from flanneld.sources.etcd_client import EtcdClient
-from tests.support.etcd import Cluster
-from tests.support.hosts import Host, attrs_of, family_conf, net_conf
+from tests.support.hosts import MakeHost, attrs_of, family_conf, net_conf
 from tests.support.wait import until
 
 pytestmark = pytest.mark.etcd
 
 CONF = net_conf(family_conf("10.5.0.0/16", 24))
 DUAL = net_conf(family_conf("10.5.0.0/16", 24), family_conf("fd00:5::/48", 64))
-MakeHost = Callable[..., Host]
-
-
-@pytest.fixture
-def root(prefix: bytes) -> str:
-    return prefix.decode().rstrip("/")
-
-
-@pytest.fixture
-async def host(etcd: Cluster, root: str) -> AsyncIterator[MakeHost]:
-    async with AsyncExitStack() as stack:
-
-        def make(attrs: LeaseAttrs, **settings: Any) -> Host:
-            made = Host(etcd.endpoints, root, attrs, **settings)
-            stack.push_async_exit(made)
-            return made
-
-        yield make
 
 
 async def keys(client: EtcdClient, root: str) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -116,6 +117,10 @@ class Host:
     def subnet(self, family: Family = Family.V4) -> str:
         """Our subnet as text."""
         return str(self.own.subnet if family is Family.V4 else self.own.subnet6)
+
+
+MakeHost = Callable[..., Host]
+"""Takes attributes, prefix and settings, each optional."""
 
 
 class Switch(Relay):
