@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import backends
-from flanneld.contracts import Claim, DataPath, Surroundings, TrafficManager, TrafficRules
+from flanneld.contracts import DataPath, Surroundings, TrafficManager, TrafficRules
 from flanneld.duties import HintFilter, Pager, RuleKeeper, UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel import procfs
@@ -24,7 +24,7 @@ from flanneld.kernel.place import place
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.addr import Family, format_ip
 from flanneld.model.host import ExtIface, HostNet, IfaceWish
-from flanneld.model.lease import LeaseTable
+from flanneld.model.lease import Claim, LeaseTable
 from flanneld.model.netconf import NetConf
 from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.options import Options

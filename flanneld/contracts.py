@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from flanneld.errors import KernelError
 from flanneld.model.addr import IP, MAC, Family, Prefix
 from flanneld.model.host import ExtIface
-from flanneld.model.lease import Changed, Lease, LeaseAttrs, LeaseTable, OwnLease
+from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
 from flanneld.model.objects import Neighbour
 from flanneld.model.state import State
@@ -22,15 +22,6 @@ from flanneld.plan.traffic import TrafficRules as TrafficRules  # part of this p
 
 Wake = Callable[[str], None]
 """Tell the reconcile loop that something may have changed; the text is the reason, a hint only."""
-
-
-class Claim(NamedTuple):
-    """What we ask the store for."""
-
-    attrs: LeaseAttrs
-    """Our value, complete (contract 13.3); ``attrs.identity`` is this machine's."""
-    previous: tuple[Prefix | None, Prefix | None]
-    """Subnets (IPv4, IPv6) from subnet.env or the state directory; (None, None) = none known."""
 
 
 class Store(Protocol):

@@ -15,7 +15,7 @@ from flanneld.errors import KernelError
 from flanneld.model.lease import LeaseTable
 from flanneld.model.objects import KernelObject, subject
 from flanneld.plan.diff import Op, Verb, plan
-from flanneld.plan.drift import audit_line
+from flanneld.plan.drift import audit_lines
 from flanneld.wake import Reasons, Wake
 
 log = logging.getLogger("flanneld.reconcile")
@@ -101,10 +101,11 @@ class Reconciler:
     def _tell(self, reasons: Reasons, ops: list[Op], failures: Sequence[Failure], began: float) -> None:
         failed = {f.op for f in failures}
         repairs = [op for op in ops if op not in failed and self._is_repair(op)]
-        for op in repairs[:AUDIT_LINES]:
-            log.info("%s, after %.0f ms", audit_line(op), (time.monotonic() - reasons.since) * 1000)
-        if len(repairs) > AUDIT_LINES:
-            log.info("… and %d more repairs", len(repairs) - AUDIT_LINES)
+        lines = list(audit_lines(repairs))
+        for line in lines[:AUDIT_LINES]:
+            log.info("%s, after %.0f ms", line, (time.monotonic() - reasons.since) * 1000)
+        if len(lines) > AUDIT_LINES:
+            log.info("and %d more repairs", len(lines) - AUDIT_LINES)
         self._tell_failures(failures)
         if ops:
             log.info(

@@ -107,5 +107,14 @@ class OwnLease(NamedTuple):
     """When it runs out, in seconds since boot with sleep included (CLOCK_BOOTTIME); None for a reservation."""
 
 
+class Claim(NamedTuple):
+    """What we ask the store for."""
+
+    attrs: LeaseAttrs
+    """Our value, complete (contract 13.3); ``attrs.identity`` is this machine's."""
+    previous: tuple[Prefix | None, Prefix | None]
+    """Subnets (IPv4, IPv6) from subnet.env or the state directory; (None, None) = none known."""
+
+
 Changed = Callable[[str], None]
 """Called with a reason after the table or our own lease changed."""

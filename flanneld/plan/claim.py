@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
-from flanneld.contracts import Claim
-from flanneld.model.lease import Lease, LeaseAttrs
+from flanneld.model.lease import Claim, Lease, LeaseAttrs
 from flanneld.model.netconf import NetConf
 from flanneld.plan.allocate import Below, Subnets, allocate, is_compatible
 

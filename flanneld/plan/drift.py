@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from flanneld.model.objects import PROTO_OURS, Address, Fdb, KernelObject, Link, Neighbour, Route
+from collections.abc import Iterator, Sequence
+
+from flanneld.model.addr import format_mac
+from flanneld.model.objects import PROTO_OURS, Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb
 from flanneld.plan.ownership import Ownership
@@ -53,13 +56,56 @@ def _link_reason(obj: Link, *, new: bool, desired: State, own: Ownership) -> str
     return f"link {obj.name}" if new and own.owns(obj) else None
 
 
-def audit_line(op: Op) -> str:
-    """One repair in words: what, what it was, what it is now (design N1)."""
+def audit_lines(ops: Sequence[Op]) -> Iterator[str]:
+    """Repairs in words: what, what it was, what it is now (design N1); one line for each object.
+
+    A device that had to be made anew takes all that hangs on it along in its one line.
+    """
+    anew = {op.obj.name: 0 for op in ops if op.verb is Verb.CREATE and isinstance(op.obj, Link)}
+    lines = []
+    for op in ops:
+        name = _device_of(op.obj)
+        if name not in anew:
+            lines.append(_audit_line(op))
+        elif not isinstance(op.obj, Link):
+            anew[name] += 1
+    for name, count in anew.items():
+        yield f"restored link {name}: it was gone, with its {count} settings, addresses and entries"
+    yield from lines
+
+
+def _device_of(obj: KernelObject) -> str:
+    match obj:
+        case Link():
+            return obj.name
+        case Sysctl():
+            return obj.path.split("/")[-2]
+        case _:
+            return obj.link
+
+
+def _audit_line(op: Op) -> str:
     if op.verb is Verb.DELETE:
         return f"removed {op.obj}: no lease asks for it"
-    if op.was is None or (isinstance(op.obj, Link) and op.verb is Verb.CREATE):
+    if op.was is None:
         return f"restored {op.obj}: it was gone"
+    if isinstance(op.obj, Link) and isinstance(op.was, Link):
+        return f"restored link {op.obj.name}: {', '.join(_changes(op.was, op.obj))}"
     return f"restored {op.obj}: it was {_brief(op.was)}"
+
+
+def _changes(was: Link, now: Link) -> Iterator[str]:
+    """Field by field what is put back."""
+    if was.up != now.up:
+        yield "it was down"
+    if was.mac != now.mac:
+        yield f"its MAC was {format_mac(was.mac)}, is {format_mac(now.mac)}"
+    if was.mtu != now.mtu:
+        yield f"its MTU was {was.mtu}, is {now.mtu}"
+    if was.alias != now.alias:
+        yield f"its alias was {was.alias!r}"
+    if was.vxlan != now.vxlan:
+        yield f"it was {_brief(was)}"
 
 
 def _brief(obj: KernelObject) -> str:

@@ -10,9 +10,8 @@ import asyncio
 import logging
 import secrets
 
-from flanneld.contracts import Claim
 from flanneld.errors import Unavailable
-from flanneld.model.lease import Lease, OwnLease
+from flanneld.model.lease import Claim, Lease, OwnLease
 from flanneld.model.lease_codec import render_key
 from flanneld.model.netconf import NetConf
 from flanneld.plan.allocate import Below, Subnets

@@ -13,9 +13,8 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from flanneld.contracts import Claim
 from flanneld.errors import ConfigError, Unavailable
-from flanneld.model.lease import Changed, Lease, LeaseAttrs, LeaseTable, OwnLease
+from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
 from flanneld.plan.allocate import Below
 from flanneld.retry import backoff

@@ -6,7 +6,7 @@ Verified by ``tests/scenario``, which runs the same scenarios on this and on the
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from flanneld.contracts import Failure
 from flanneld.errors import KernelError
@@ -18,13 +18,13 @@ from flanneld.plan.ownership import Ownership
 
 
 class FakeKernel:
-    """Implements ``contracts.Kernel``; ``break_once`` makes chosen operations fail one time."""
+    """Implements ``contracts.Kernel``; the operation of number ``break_number`` fails."""
 
     def __init__(self, underlay: dict[str, bool]) -> None:
         self.state = State()
         self.underlay = underlay
         self.direct: dict[IP, str] = {}
-        self.break_once: Callable[[Op], bool] = lambda _op: False
+        self.break_number: int | None = None
         self.log: list[Op] = []
 
     async def read(self, own: Ownership, settings: Iterable[str]) -> State:
@@ -49,7 +49,7 @@ class FakeKernel:
         for op in ops:
             self.log.append(op)
             try:
-                if self.break_once(op):
+                if len(self.log) - 1 == self.break_number:
                     raise KernelError(str(op), errno.EBUSY)
                 self._apply(op)
             except KernelError as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld.contracts import Claim
+from flanneld.model.lease import Claim
 from flanneld.errors import Unavailable
 from flanneld.model.addr import Prefix, parse_ip
 from flanneld.model.lease import Lease, LeaseAttrs
