@@ -8,10 +8,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from flanneld.contracts import Claim, Store
+from flanneld.contracts import Store
 from flanneld.errors import LeaseLost
 from flanneld.model.addr import Family, Prefix, parse_ip
-from flanneld.model.lease import Lease, LeaseAttrs, LeaseTable, OwnLease
+from flanneld.model.lease import Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import FamilyConf, NetConf
 from flanneld.sources.etcd import EtcdStore
 from flanneld.sources.etcd_client import KV, EtcdClient, parse_endpoints
