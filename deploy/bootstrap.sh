@@ -15,8 +15,12 @@ trap 'rm -f "$LOG"' EXIT
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
 
-# The line of a log that tells most: the last that names an error, else the last.
-reason() { { grep -iE 'error|fail|could not' "$LOG" || cat "$LOG"; } | tail -n 1; }
+# What went wrong according to a log, in a few words: the network or the disk if it names them, else its first error.
+reason() {
+    grep -m1 -oiE "temporary failure (in name resolution|resolving [^ ]+)|(could not|cannot|unable to) (resolve|connect)[^,;]*|connection (refused|timed out|reset)|\
+network is unreachable|no route to host|certificate verify failed|no space left on device" "$LOG" ||
+        grep -m1 -E '^(E:|ERROR:)' "$LOG" || tail -n 1 "$LOG"
+}
 
 as_root() { [ "$(id -u)" = 0 ] || fail "$1 needs root: run it with sudo"; }
 
@@ -24,16 +28,12 @@ install() {
     as_root "installing $*"
     command -v apt-get >/dev/null || fail "this is not Debian: install $* with your own package tool and try again"
     export DEBIAN_FRONTEND=noninteractive
-    if [ -z "${apt_updated:-}" ]; then
-        say "apt-get update"
-        apt-get update >"$LOG" 2>&1 || fail "apt-get update failed, is there a network? It says: $(reason)"
-        # with mirrors out of reach apt-get only warns and ends with 0
-        ! grep -q '^W: Failed to fetch' "$LOG" || fail "Debian's packages cannot be reached: $(reason)"
-        apt_updated=1
-    fi
+    say "apt-get update"
+    # an error here is not the end: one dead source among several does no harm
+    apt-get update >"$LOG" 2>&1 || true
     say "apt-get install $*"
-    apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" >"$LOG" 2>&1 </dev/null ||
-        fail "apt-get install $* failed: $(reason)"
+    apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" >>"$LOG" 2>&1 </dev/null ||
+        fail "apt-get cannot install $*, are Debian's servers reachable? It says: $(reason)"
 }
 
 # Interpreter to build .venv with: the first that is new enough, "" when there is none.
