@@ -18,7 +18,9 @@ from typing import assert_never
 
 from flanneld.contracts import Failure
 from flanneld.errors import KernelError
+from flanneld.kernel import nexthops
 from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel.nexthops import Hop, Nexthops
 from flanneld.model.addr import IP, MAC, Family
 from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Route, Sysctl
 from flanneld.model.state import State
@@ -166,6 +168,7 @@ class Rtnl:
         self._sock = Socket()
         self._index: dict[str, int] = {}
         """Interface indexes by name as of the last look; refreshed when a name is unknown."""
+        self._nexthops = Nexthops()
 
     @property
     def port_id(self) -> int:
@@ -205,6 +208,7 @@ class Rtnl:
                 state.add(link)
         self._index = {name: index for index, name in names.items()}
         ours = {index: name for index, name in names.items() if name in state.links}
+        await self._read_nexthops()
         for index in ours:
             await self._read_device(state, index, ours)
         for family in {network.family for network in own.networks}:
@@ -213,7 +217,22 @@ class Rtnl:
                 wanted.append(nl.dump_routes(family, ifindex=underlay))
             for request in wanted:
                 await self._add_routes(state, request, names)
+        self._sock.batch(self._nexthops.unused({*ours, self._index.get(own.underlay, 0)}))
         return state
+
+    async def _read_nexthops(self) -> None:
+        self._nexthops.forget()
+        if self._nexthops.supported is False:
+            return
+        try:
+            for _kind, body in await self._collect(nexthops.dump()):
+                self._nexthops.seen_object(body)
+            self._nexthops.supported = True
+        except KernelError as exc:
+            if exc.code == errno.EINTR:
+                raise
+            self._nexthops.supported = False
+            log.info("this kernel has no nexthop objects, large networks will be slower to program: %s", exc)
 
     async def _read_device(self, state: State, index: int, ours: dict[int, str]) -> None:
         for _kind, body in await self._collect(nl.dump_addresses(index)):
@@ -233,8 +252,11 @@ class Rtnl:
     async def _add_routes(self, state: State, request: bytes, names: dict[int, str]) -> None:
         for _kind, body in await self._collect(request):
             route = nl.decode_route(body, names)
-            if route is not None:
-                state.add(route)
+            if route is None or route in state.routes:  # seen on its device and by its protocol
+                continue
+            state.add(route)
+            if route.gateway:
+                self._nexthops.seen_route(route.dst, *nl.nexthop_of(body))
 
     async def _collect(self, request: bytes) -> list[tuple[int, memoryview]]:
         """A whole dump; the loop gets a turn now and then, between dumps, never inside one.
@@ -345,8 +367,7 @@ class Rtnl:
             case Neighbour():
                 return [nl.neighbour(obj, self.index(obj.link), delete=delete)]
             case Route():
-                index = self.index(obj.link) if obj.link and not obj.link.startswith("#") else int(obj.link[1:] or 0)
-                return [nl.route(obj, index, delete=delete)]
+                return self._encode_route(op, obj)
             case Address():
                 return [nl.address(obj, self.index(obj.link), delete=delete)]
             case Link():
@@ -355,6 +376,21 @@ class Rtnl:
                 raise TypeError("settings do not go through netlink")
             case _:
                 assert_never(obj)
+
+    def _encode_route(self, op: Op, obj: Route) -> list[bytes]:
+        if not obj.gateway:
+            return [nl.route(obj, self._route_index(obj), delete=op.verb is Verb.DELETE)]
+        hop = Hop(self._route_index(obj), obj.gateway, obj.onlink)
+        if op.verb is Verb.DELETE:
+            number, after = self._nexthops.drop(obj.dst)
+            return [nl.route(obj, hop.ifindex, delete=True, nexthop=number), *after]
+        number, before, after = self._nexthops.put(obj.dst, hop)
+        return [*before, nl.route(obj, hop.ifindex, nexthop=number), *after]
+
+    def _route_index(self, obj: Route) -> int:
+        if obj.link.startswith("#"):
+            return int(obj.link[1:])
+        return self.index(obj.link) if obj.link else 0
 
     def _encode_link(self, op: Op, obj: Link) -> list[bytes]:
         index = self.index(obj.name)

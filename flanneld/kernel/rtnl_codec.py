@@ -45,7 +45,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, I
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 7, 9, 15
-RTA_VIA, RTA_ENCAP = 18, 22
+RTA_VIA, RTA_ENCAP, RTA_NH_ID = 18, 22, 30
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
@@ -199,19 +199,25 @@ def decode_idle(body: memoryview) -> tuple[MAC, float]:
 # ---- routes ----------------------------------------------------------------------------------------
 
 
-def route(obj: Route, ifindex: int, *, delete: bool = False) -> bytes:
-    """Create, replace or delete one route in the main table; deletion names every field, so only ours goes."""
+def route(obj: Route, ifindex: int, *, delete: bool = False, nexthop: int = 0) -> bytes:
+    """Create, replace or delete one route in the main table; deletion names every field, so only ours goes.
+
+    ``nexthop`` is the id of an object that stands for gateway and device (``kernel/nexthops.py``).
+    """
     family = Family.V4 if len(obj.dst.ip) == 4 else Family.V6
-    flags = RTNH_F_ONLINK if obj.onlink else 0
+    flags = RTNH_F_ONLINK if obj.onlink and not nexthop else 0
     scope = obj.scope if family is Family.V4 else 0
     parts = [
         _RTMSG.pack(family, obj.dst.length, 0, 0, RT_TABLE_MAIN, obj.proto, scope, obj.kind, flags),
         attr(RTA_DST, obj.dst.ip),
     ]
-    if obj.gateway:
-        parts.append(attr(RTA_GATEWAY, obj.gateway))
-    if ifindex:
-        parts.append(_u32(RTA_OIF, ifindex))
+    if nexthop:
+        parts.append(_u32(RTA_NH_ID, nexthop))
+    else:
+        if obj.gateway:
+            parts.append(attr(RTA_GATEWAY, obj.gateway))
+        if ifindex:
+            parts.append(_u32(RTA_OIF, ifindex))
     if obj.metric:
         parts.append(_u32(RTA_PRIORITY, obj.metric))
     body = b"".join(parts)
@@ -268,6 +274,12 @@ def decode_route(body: memoryview, links: Mapping[int, str]) -> Route | None:
         u32(found.get(RTA_PRIORITY)),
         scope if size == 4 else 0,
     )
+
+
+def nexthop_of(body: memoryview) -> tuple[int, int]:
+    """(interface index, nexthop object's id or 0) of a route."""
+    found = parse_route(body)[1]
+    return u32(found.get(RTA_OIF)), u32(found.get(RTA_NH_ID))
 
 
 def direct_device(body: memoryview) -> int:
