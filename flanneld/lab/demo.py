@@ -59,7 +59,8 @@ def _judge(lab: Lab, family: Family, write: Write) -> Iterable[str]:
     write_matrix(matrix, len(lab.hosts), write)
     for (source, target), outcome in matrix.items():
         if outcome.lost:
-            yield f"the first {family.label} packet from pod{source} to pod{target} was lost"
+            why = outcome.complaint or "no answer"
+            yield f"the first {family.label} packet from pod{source} to pod{target} was lost: {why}"
 
     later = ping_matrix(lab, family, LOSS_PACKETS)
     sent, lost = sum(o.sent for o in later.values()), sum(o.lost for o in later.values())

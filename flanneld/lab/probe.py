@@ -14,6 +14,7 @@ from flanneld.model.addr import Family
 
 _REPLY = re.compile(r"icmp_seq=(\d+) .*time=([\d.]+) ms")
 _SUMMARY = re.compile(r"(\d+) packets transmitted, (\d+) received")
+_COMPLAINT = re.compile(r"^From \S+ icmp_seq=\d+ (.+)$", re.MULTILINE)
 IP_HEADER_BYTES = {Family.V4: 20, Family.V6: 40}
 ICMP_HEADER_BYTES = 8
 EGRESS_PORT = 8472
@@ -27,6 +28,8 @@ class Ping(NamedTuple):
     received: int
     first_ms: float | None
     """Round trip of the first packet; None when it was lost."""
+    complaint: str = ""
+    """What was answered instead, such as ``Destination Host Unreachable``; empty for silence."""
 
     @property
     def lost(self) -> int:
@@ -49,9 +52,10 @@ def ping(source: Node, target: str, count: int = 1, size: int = 56, whole: bool 
     done = source.run(*argv, check=False)
     summary = _SUMMARY.search(done.stdout)
     if summary is None:  # ping could not even send: no route, packet too big for the device
-        return Ping(count, 0, None)
+        return Ping(count, 0, None, done.stderr.strip())
     replies = {int(sequence): float(ms) for sequence, ms in _REPLY.findall(done.stdout)}
-    return Ping(int(summary[1]), int(summary[2]), replies.get(1))
+    complaint = _COMPLAINT.search(done.stdout)
+    return Ping(int(summary[1]), int(summary[2]), replies.get(1), complaint[1] if complaint else "")
 
 
 Matrix = dict[tuple[int, int], Ping]
