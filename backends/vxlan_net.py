@@ -6,20 +6,20 @@ decides nothing that ``vxlan.py`` and ``vxlan_pages.py`` do not say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from backends import vxlan
 from backends.vxlan_pages import Pages
 from flanneld.contracts import Surroundings
 from flanneld.errors import PeerDataError
-from flanneld.model.addr import IP, MAC, Family, family_of
+from flanneld.model.addr import IP, MAC, Family, Prefix, family_of
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import Lease
 from flanneld.model.netconf import NetConf
 from flanneld.model.objects import METRIC_BLACKHOLE, PROTO_OURS, Neighbour, Route, RouteKind
-from flanneld.model.state import State
+from flanneld.model.state import Desired, State
 from flanneld.plan.diff import Op
-from flanneld.plan.fold import Self, fold
+from flanneld.plan.fold import Fold, Self
 from flanneld.plan.ownership import Ownership
 
 IDLE_S = 300.0
@@ -32,10 +32,12 @@ class VxlanNetwork:
     def __init__(
         self, conf: NetConf, settings: vxlan.VxlanConf, macs: Mapping[Family, MAC], around: Surroundings
     ) -> None:
-        self.desired = State()
+        self.desired = Desired()
         self._around, self._macs = around, macs
         self._pages: dict[Family, Pages] = {}
         self._base_routes: dict[Route, None] = {}
+        self._folds = {family: Fold(family) for family in conf.families()}
+        self._bad_peers: dict[Family, dict[Prefix, str]] = {family: {} for family in conf.families()}
         self.reconfigure(conf, settings, around.ext)
 
     def configure(self, ext: ExtIface) -> None:
@@ -98,12 +100,12 @@ class VxlanNetwork:
         return sorted(found)
 
     def settle(
-        self, leases: Iterable[Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
+        self, leases: Mapping[str, Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
     ) -> dict[str, str]:
-        """Take the present leases into ``desired``; what is in the tables already stays in.
+        """Take all present leases into ``desired``; what is in the tables already stays in.
 
         Args:
-            leases: all of them, our own included.
+            leases: all of them by key, our own included.
             observed: the kernel's state.
             direct: interface by public address that is on-link.
             fill: whether to page in ahead of need.
@@ -111,30 +113,63 @@ class VxlanNetwork:
         Returns:
             By lease, why it is not used.
         """
-        subnets = self._around.subnets
-        me = Self(
-            (subnets.get(Family.V4), subnets.get(Family.V6)),
-            frozenset(ip for ip in (self.ext.public_ip, self.ext.public_ip6) if ip),
-        )
-        folded = fold(leases, self.conf, me, vxlan.TYPE)
-        notes = folded.notes
+        self._folds = {family: Fold(family) for family in self._pages}
         for family, pages in self._pages.items():
-            peers, unserved = {}, set(folded.unserved[family])
-            for subnet, remote in folded.remotes[family].items():
-                try:
-                    peers[subnet] = vxlan.parse_peer(remote, self._macs[family])
-                except PeerDataError as exc:
-                    notes[str(subnet)] = str(exc)
-                    unserved.add(subnet)
-            for note in pages.settle(peers, unserved, direct):
-                notes[note] = note
+            self._folds[family].update(leases, self.conf, self._me(), vxlan.TYPE)
+            self._bad_peers[family] = {}
+            peers = {s: p for s in self._folds[family].remotes if (p := self._peer(family, s)) is not None}
+            pages.settle(peers, self._unserved(family), direct)
             pages.adopt(observed)
             if fill:
                 pages.fill()
+        return self._notes()
+
+    def update(self, changes: Mapping[str, Lease | None], direct: Mapping[IP, str]) -> dict[str, str]:
+        """Take changed leases (None = gone) into ``desired``, and page in ahead of need.
+
+        Args:
+            changes: by key.
+            direct: as in ``settle``, for the changed peers only; the others keep their way.
+        """
+        for family, pages in self._pages.items():
+            touched = self._folds[family].update(changes, self.conf, self._me(), vxlan.TYPE)
+            pages.update({s: self._peer(family, s) for s in touched}, self._unserved(family), pages.direct_with(direct))
+            pages.fill()
+        return self._notes()
+
+    def _me(self) -> Self:
+        subnets = self._around.subnets
+        public = frozenset(ip for ip in (self.ext.public_ip, self.ext.public_ip6) if ip)
+        return Self((subnets.get(Family.V4), subnets.get(Family.V6)), public)
+
+    def _peer(self, family: Family, subnet: Prefix) -> vxlan.Peer | None:
+        """The peer of a subnet; None if there is none or its backend data is unusable."""
+        self._bad_peers[family].pop(subnet, None)
+        remote = self._folds[family].remotes.get(subnet)
+        if remote is None:
+            return None
+        try:
+            return vxlan.parse_peer(remote, self._macs[family])
+        except PeerDataError as exc:
+            self._bad_peers[family][subnet] = str(exc)
+            return None
+
+    def _unserved(self, family: Family) -> Collection[Prefix]:
+        return [*self._folds[family].unserved, *self._bad_peers[family]]
+
+    def _notes(self) -> dict[str, str]:
+        notes: dict[str, str] = {}
+        for family, pages in self._pages.items():
+            notes.update(self._folds[family].notes)
+            for part in (self._bad_peers[family], pages.notes):
+                notes.update((f"{family.label} {subnet}", why) for subnet, why in part.items())
         return notes
 
     def answer(self, asked: Iterable[tuple[str, IP | None, MAC | None]]) -> list[Op]:
-        """What to write for the kernel's questions (device, address, MAC); duplicates are answered once."""
+        """What to write for the kernel's questions (device, address, MAC); duplicates are answered once.
+
+        What the answers add to ``desired`` does not count as changed: the caller writes it now.
+        """
         ops: list[Op] = []
         for device, ip, mac in dict.fromkeys(asked):
             for family, pages in self._pages.items():
@@ -144,6 +179,7 @@ class VxlanNetwork:
                     ops += pages.answer_ip(ip)
                 elif ip is None and mac is not None:
                     ops += pages.answer_mac(mac)
+        self.desired.applied(op.obj for op in ops)
         return ops
 
     def answer_is_right(self, entry: Neighbour) -> bool:
@@ -158,5 +194,7 @@ class VxlanNetwork:
         """Take the longest idle peers of a device out."""
         for pages in self._pages.values():
             if pages.overlay.device == device:
-                return pages.page_out(idle_s, IDLE_S, answered)
+                ops = pages.page_out(idle_s, IDLE_S, answered)
+                self.desired.applied(op.obj for op in ops)
+                return ops
         return []

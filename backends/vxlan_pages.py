@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from heapq import nsmallest
 
 from backends.vxlan import Overlay, Peer
 from flanneld.model.addr import IP, MAC, Prefix, format_ip, format_mac
@@ -32,63 +33,115 @@ class Pages:
         self.overlay = overlay
         self.page_ahead = page_ahead
         self.peers: dict[Prefix, Peer] = {}
+        """Peers that can be served, by subnet."""
         self.resident: dict[Prefix, tuple[KernelObject, ...]] = {}
+        """Peers in the tables, with their entries in writing order."""
+        self.notes: dict[Prefix, str] = {}
+        """Peers that cannot be served beside another, and why."""
         self._desired = desired
+        self._claims: dict[Prefix, Peer] = {}
+        self._by_mac: dict[MAC, tuple[Prefix, ...]] = {}
+        self._waiting: dict[Prefix, None] = {}
+        """Peers not in the tables; an ordered set."""
         self._direct: Mapping[IP, str] = {}
-        self._by_mac: dict[MAC, Prefix] = {}
         self._mac_users: Counter[MAC] = Counter()
+        self._length_users: Counter[int] = Counter()
+        self._lengths: tuple[int, ...] = ()
         self._voids: dict[Prefix, None] = {}
         self._unserved: Collection[Prefix] = ()
-        self._lengths: tuple[int, ...] = ()
         self._space: _Space | None = None
 
     # ---- leases -------------------------------------------------------------------------------
 
-    def settle(self, peers: Mapping[Prefix, Peer], unserved: Collection[Prefix], direct: Mapping[IP, str]) -> list[str]:
-        """Take the present leases: page out who is gone, refresh who changed.
+    def settle(self, peers: Mapping[Prefix, Peer], unserved: Collection[Prefix], direct: Mapping[IP, str]) -> None:
+        """Take all present leases.
 
         Args:
             peers: all peers by subnet.
             unserved: leased subnets that this backend cannot reach.
             direct: interface by public address, for peers that need no tunnel.
-
-        Returns:
-            A sentence for each peer that cannot be served beside another.
         """
-        notes = self._index(peers)
-        self._direct, self._unserved = direct, unserved
-        for subnet in [s for s in self.resident if s not in self.peers]:
-            self._unload(subnet)
-        for subnet in list(self.resident):
-            self._load(subnet)
-        if direct:
-            for subnet, peer in self.peers.items():
-                if direct.get(peer.public_ip) and subnet not in self.resident:
-                    self._load(subnet)
-        self._space = None
-        for void in [v for v in self._voids if not self._is_void(v)]:
-            self._drop_void(void)
-        return notes
+        gone: dict[Prefix, Peer | None] = {subnet: None for subnet in self._claims if subnet not in peers}
+        self.update({**gone, **peers}, unserved, direct)
 
-    def _index(self, peers: Mapping[Prefix, Peer]) -> list[str]:
-        """Index peers by MAC; of two hosts with one MAC only the younger lease can work."""
-        notes = []
-        self.peers = dict(peers)
-        self._by_mac = {}
-        for subnet, peer in peers.items():
-            rival = self.peers.get(self._by_mac.get(peer.mac, subnet), peer)
-            if rival.public_ip == peer.public_ip:
-                self._by_mac[peer.mac] = subnet
+    def update(
+        self, changes: Mapping[Prefix, Peer | None], unserved: Collection[Prefix], direct: Mapping[IP, str]
+    ) -> None:
+        """Take changed peers (None = gone): page out who is gone, refresh who is in the tables."""
+        before, self._direct = self._direct, direct
+        self._unserved, self._space = unserved, None
+        macs: dict[MAC, None] = {}
+        for subnet, peer in changes.items():
+            old = self._claims.get(subnet)
+            if old == peer:
                 continue
-            loser, winner = sorted((rival, peer), key=lambda p: (p.revision, p.subnet))
-            self._by_mac[peer.mac] = winner.subnet
-            del self.peers[loser.subnet]
-            notes.append(
-                f"lease {loser.subnet} of {format_ip(loser.public_ip)} has the VtepMAC {format_mac(peer.mac)} "
-                f"of the younger lease {winner.subnet} of {format_ip(winner.public_ip)}: not used"
+            if old is not None:
+                self._by_mac[old.mac] = tuple(s for s in self._by_mac[old.mac] if s != subnet)
+                macs[old.mac] = None
+            if peer is None:
+                del self._claims[subnet]
+                self._refuse_peer(subnet)
+            else:
+                self._claims[subnet] = peer
+                self._by_mac[peer.mac] = (*self._by_mac.get(peer.mac, ()), subnet)
+                macs[peer.mac] = None
+        for mac in macs:
+            self._elect(mac)
+        if direct is not before:
+            self._reroute({ip for ip in direct.keys() | before.keys() if direct.get(ip) != before.get(ip)})
+        for void in [v for v in self._voids if v in changes or not self._is_void(v)] if self._voids else ():
+            self._drop_void(void)
+
+    def direct_with(self, more: Mapping[IP, str]) -> Mapping[IP, str]:
+        """Today's direct peers with some looked up again: the same object when nothing differs."""
+        return {**self._direct, **more} if more else self._direct
+
+    def _elect(self, mac: MAC) -> None:
+        """Of hosts with one MAC only one can work: the one whose lease was written last."""
+        holders = [self._claims[subnet] for subnet in self._by_mac[mac]]
+        if not holders:
+            del self._by_mac[mac]
+            return
+        winner = max(holders, key=lambda p: (p.revision, p.subnet))
+        for peer in holders:
+            if peer.public_ip == winner.public_ip:
+                self.notes.pop(peer.subnet, None)
+                self._accept_peer(peer)
+                continue
+            self._refuse_peer(peer.subnet)
+            self.notes[peer.subnet] = (
+                f"lease {peer.subnet} of {format_ip(peer.public_ip)} has the VtepMAC {format_mac(mac)} of the younger "
+                f"lease {winner.subnet} of {format_ip(winner.public_ip)}: not used"
             )
-        self._lengths = tuple(sorted({s.length for s in self.peers}, reverse=True))
-        return notes
+
+    def _accept_peer(self, peer: Peer) -> None:
+        subnet = peer.subnet
+        if subnet not in self.peers:
+            self._count_length(subnet.length, 1)
+        self.peers[subnet] = peer
+        if subnet in self.resident or self._direct.get(peer.public_ip):
+            self._load(subnet)
+        else:
+            self._waiting[subnet] = None
+
+    def _refuse_peer(self, subnet: Prefix) -> None:
+        self.notes.pop(subnet, None)
+        if self.peers.pop(subnet, None) is not None:
+            self._count_length(subnet.length, -1)
+        if subnet in self.resident:
+            self._unload(subnet)
+        self._waiting.pop(subnet, None)
+
+    def _count_length(self, length: int, by: int) -> None:
+        self._length_users[length] += by
+        if self._length_users[length] in (0, 1):
+            self._lengths = tuple(sorted((n for n, users in self._length_users.items() if users), reverse=True))
+
+    def _reroute(self, addresses: Collection[IP]) -> None:
+        """The underlay's routes changed: peers of these addresses may be direct now, or not any more."""
+        for subnet, peer in self.peers.items() if addresses else ():
+            if peer.public_ip in addresses and (subnet in self.resident or self._direct.get(peer.public_ip)):
+                self._load(subnet)
 
     def adopt(self, observed: State) -> None:
         """Take peers that are in the tables already for residents, so that a restart changes nothing."""
@@ -102,10 +155,9 @@ class Pages:
     def fill(self) -> None:
         """Page in ahead of need, up to the bound; the same choice whatever the order of leases."""
         room = self.page_ahead - len(self.resident)
-        if room <= 0:
+        if room <= 0 or not self._waiting:
             return
-        waiting = [s for s in self.peers if s not in self.resident]
-        for subnet in waiting if len(waiting) <= room else sorted(waiting)[:room]:
+        for subnet in list(self._waiting) if len(self._waiting) <= room else nsmallest(room, self._waiting):
             self._load(subnet)
 
     def _load(self, subnet: Prefix) -> tuple[KernelObject, ...]:
@@ -117,6 +169,7 @@ class Pages:
         if old:
             self._unload(subnet)
         self.resident[subnet] = objects
+        self._waiting.pop(subnet, None)
         for obj in objects:
             self._desired.add(obj)
             if isinstance(obj, Fdb):
@@ -134,6 +187,8 @@ class Pages:
                 del self._mac_users[obj.mac]
             self._desired.discard(obj)
             gone.append(obj)
+        if subnet in self.peers:
+            self._waiting[subnet] = None
         return tuple(gone)
 
     def reload(self, overlay: Overlay) -> None:
@@ -173,10 +228,8 @@ class Pages:
 
     def answer_mac(self, mac: MAC) -> list[Op]:
         """What to write when the kernel has a frame for a MAC without forwarding entry: repair only."""
-        subnet = self._by_mac.get(mac)
-        if subnet is None:
-            return []
-        return [Op(Verb.PUT, obj) for obj in self._load(subnet) if isinstance(obj, Fdb)]
+        served = [subnet for subnet in self._by_mac.get(mac, ()) if subnet in self.peers]
+        return [Op(Verb.PUT, obj) for subnet in served[:1] for obj in self._load(subnet) if isinstance(obj, Fdb)]
 
     def _refuse(self, ip: IP) -> list[Op]:
         ops = []

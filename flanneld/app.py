@@ -31,7 +31,7 @@ from flanneld.model.options import Options
 from flanneld.model.subnet_env import SubnetEnv
 from flanneld.plan.extiface import select
 from flanneld.problems import Problems
-from flanneld.reconcile import Reconciler
+from flanneld.reconcile import LEASES, Reconciler
 from flanneld.report.health import Health
 from flanneld.report.state_dir import StateDir
 from flanneld.report.subnet_file import SubnetFile
@@ -186,7 +186,7 @@ class Daemon:
         pager = Pager(fast, self.path, self.table, self.wake)
         misses = MissListener(pager.answer, lambda: self.wake("misses overrun"))
         hints = HintListener(
-            HintFilter(self.path, self.table, self.wake, self.underlay.wake),
+            HintFilter(self.path, reconciler.damaged, self.wake, self.underlay.wake),
             lambda: self.wake("hints overrun"),
             frozenset({self.kernel.port_id, fast.port_id}),
         )
@@ -281,9 +281,9 @@ class Daemon:
 
     # ---- leases -----------------------------------------------------------------------------------
 
-    def _leases_changed(self, reason: str) -> None:
+    def _leases_changed(self, _reason: str) -> None:
         self._leases_problem(None)
-        self.wake(reason)
+        self.wake(LEASES)
 
     async def _keep_lease(self) -> None:
         """Renew for ever; when another host holds our subnet, say so and wait for it to go.
@@ -295,7 +295,11 @@ class Daemon:
             try:
                 await self.store.keep(lambda reason: self._lease_problem(None))
             except LeaseLost as exc:
-                log.error("lease lost: %s", exc)
+                log.error(
+                    "lease lost: %s; containers here keep running, but this host is not ready: delete the other's "
+                    "key in etcd to get the subnet back, or restart flanneld to take another one",
+                    exc,
+                )
                 self._lease_problem(str(exc))
                 await asyncio.sleep(next(delays))
 

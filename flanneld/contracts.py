@@ -15,7 +15,7 @@ from flanneld.model.host import ExtIface
 from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
 from flanneld.model.objects import Neighbour
-from flanneld.model.state import State
+from flanneld.model.state import Desired, State
 from flanneld.plan.diff import Op
 from flanneld.plan.ownership import Ownership
 from flanneld.plan.traffic import TrafficRules as TrafficRules  # part of this page
@@ -124,7 +124,7 @@ class Kernel(Protocol):
 class DataPath(Protocol):
     """A backend at work on this host: what should be, and the answers to the kernel's questions. Pure."""
 
-    desired: State
+    desired: Desired
     """Everything wanted at this moment; changes in place."""
     own: Ownership
 
@@ -138,9 +138,13 @@ class DataPath(Protocol):
         ...
 
     def settle(
-        self, leases: Iterable[Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
+        self, leases: Mapping[str, Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
     ) -> dict[str, str]:
-        """Take leases into ``desired``; returns, by lease, why it is not used."""
+        """Take all leases into ``desired``; returns, by lease, why it is not used."""
+        ...
+
+    def update(self, changes: Mapping[str, Lease | None], direct: Mapping[IP, str]) -> dict[str, str]:
+        """Take changed leases (None = gone) into ``desired``; returns as ``settle``."""
         ...
 
     def answer(self, asked: Iterable[tuple[str, IP | None, MAC | None]]) -> list[Op]:

@@ -16,7 +16,7 @@ from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.addr import Family, format_ip
 from flanneld.model.host import ExtIface, HostNet, IfaceWish
 from flanneld.model.lease import LeaseTable
-from flanneld.plan.drift import reason_to_look
+from flanneld.plan.drift import Entry, judge
 from flanneld.plan.extiface import follow
 from flanneld.problems import Problem
 from flanneld.wake import Wake
@@ -203,19 +203,21 @@ class Pager:
 
 
 class HintFilter:
-    """Turns kernel notifications into reasons, dropping those that agree with what we want."""
+    """Turns kernel notifications into work, dropping those that agree with what we want."""
 
-    def __init__(self, path: DataPath, table: LeaseTable, wake: Wake, underlay: Wake) -> None:
-        self._path, self._table, self._wake, self._underlay = path, table, wake, underlay
+    def __init__(self, path: DataPath, damaged: Callable[[Entry], None], wake: Wake, underlay: Wake) -> None:
+        self._path, self._damaged, self._wake, self._underlay = path, damaged, wake, underlay
 
     def __call__(self, hint: Hint) -> None:
         """Judge one notification."""
-        reason = reason_to_look(
+        found = judge(
             hint.obj,
             new=hint.new,
             desired=self._path.desired,
             own=self._path.own,
             watch_routes=self._path.watches_routes,
         )
-        if reason is not None:
-            (self._underlay if reason.startswith("underlay") else self._wake)(reason)
+        if isinstance(found, str):
+            (self._underlay if found.startswith("underlay") else self._wake)(found)
+        elif found is not None:
+            self._damaged(found)

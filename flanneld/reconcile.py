@@ -1,21 +1,23 @@
-"""The loop: whatever happens sets a reason; a cycle reads everything, plans, applies, reports.
+"""The loop: whatever happens sets a reason; a cycle makes the kernel right and reports.
 
-A lost event, a deleted device, a crash and a first start are all the same case. Imports no I/O module:
-the kernel and the data path come in as contracts.
+A *full* cycle reads everything of ours, compares and repairs: so a lost event, a deleted device, a crash
+and a first start are all the same case. A *short* cycle does what is already known to have changed, a
+lease or an entry that somebody deleted, and costs what that weighs; a full one follows when things calm
+down and proves it right. Imports no I/O module: kernel and data path come in as contracts.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flanneld.contracts import DataPath, Failure, Kernel
 from flanneld.errors import KernelError
-from flanneld.model.lease import LeaseTable
-from flanneld.model.objects import KernelObject, subject
-from flanneld.plan.diff import Op, Verb, plan
-from flanneld.plan.drift import audit_lines
+from flanneld.model.lease import Lease, LeaseTable
+from flanneld.model.objects import Fdb, KernelObject, Link, Neighbour, Route, subject
+from flanneld.plan.diff import Op, Verb, plan, plan_changes
+from flanneld.plan.drift import Entry, audit_lines
 from flanneld.wake import Reasons, Wake
 
 log = logging.getLogger("flanneld.reconcile")
@@ -23,85 +25,124 @@ log = logging.getLogger("flanneld.reconcile")
 SLOW_CHECK_S = 60.0
 """A full look without any reason: the net under everything that a notification might miss."""
 
+CALM_S = 2.0
+"""After a short cycle: this long without another one, then a full look."""
+
 RETRY_S = 1.0
 """After a failed operation or a failed read."""
 
 AUDIT_LINES = 20
 """Repairs told one by one in a cycle; a flush of thousands is told as a number."""
 
+LEASES = "leases"
+DAMAGE = "damage"
+SHORT = frozenset({LEASES, DAMAGE})
+"""Reasons for which a short cycle is enough."""
+
 
 class Reconciler:
     """Owns the writing side of the kernel; one task runs ``run``."""
 
     def __init__(
-        self,
-        kernel: Kernel,
-        path: DataPath,
-        table: LeaseTable,
-        wake: Wake,
-        report: Callable[[str | None], None],
+        self, kernel: Kernel, path: DataPath, table: LeaseTable, wake: Wake, report: Callable[[str | None], None]
     ) -> None:
         self._kernel, self._path, self._table, self._wake = kernel, path, table, wake
         self._report = report
         self._settled: set[KernelObject] = set()
-        """What was right after the last cycle: if it has to be put again, somebody else changed it."""
+        """What was right after the last full cycle: if it has to be put again, somebody else changed it."""
+        self._damaged: dict[KernelObject, None] = {}
+        """Wanted entries that were announced as gone or changed."""
         self._notes: dict[str, str] = {}
         self._recreate: frozenset[str] = frozenset()
-        self._cycles = 0
+        self._full_cycles = 0
+        self._is_right = False
+        """Whether the last cycle left nothing undone, so that a short one can build on it."""
         self._broken: dict[str, str] = {}
 
     async def run(self) -> None:
         """Turn reasons into cycles, for ever."""
-        timeout: float | None = None
+        pause_s = SLOW_CHECK_S
         while True:
-            reasons = await self._wake.wait(SLOW_CHECK_S if timeout is None else timeout)
-            timeout = RETRY_S if await self.cycle(reasons) else None
+            reasons = await self._wake.wait(pause_s)
+            if await self.cycle(reasons):
+                pause_s = RETRY_S
+            else:
+                pause_s = CALM_S if reasons.names and SHORT.issuperset(reasons.names) else SLOW_CHECK_S
+
+    def damaged(self, want: Entry) -> None:
+        """An entry that we want was announced as gone or changed: put it back in a short cycle."""
+        self._damaged[want] = None
+        self._wake(DAMAGE)
 
     async def cycle(self, reasons: Reasons) -> bool:
         """One round; tells whether something remains to be retried."""
         began = time.monotonic()
         try:
-            observed = await self._kernel.read(self._path.own, self._path.desired.sysctls)
-            direct = self._kernel.onlink(self._path.public_addresses(self._table))
+            if self._is_right and reasons.names and SHORT.issuperset(reasons.names):
+                full = False
+                ops, failures = await self._short()
+            else:
+                full = True
+                ops, failures = await self._full()
         except KernelError as exc:
             log.warning("cannot read the kernel's tables, trying again: %s", exc)
+            self._is_right = False
             self._report(str(exc))
             return True
-        if self._table.complete:
-            self._tell_notes(self._path.settle(self._table, observed, direct, fill=self._cycles > 0))
+        self._is_right = self._full_cycles > 1 and not failures
+        self._tell(reasons, ops, failures, began)
+        self._remember(ops, failures, full=full)
+        # A device that cannot be changed in place is made anew, once, in the next cycle.
+        self._recreate = frozenset(
+            f.op.obj.name for f in failures if f.op.verb is Verb.PUT and isinstance(f.op.obj, Link)
+        )
+        self._report(str(failures[0].error) if failures else None)
+        return bool(failures)
+
+    async def _full(self) -> tuple[list[Op], list[Failure]]:
+        """Read, compare, repair."""
+        path, table = self._path, self._table
+        self._damaged.clear()
+        observed = await self._kernel.read(path.own, path.desired.sysctls)
+        if table.complete:
+            table.take_changes()
+            direct = self._kernel.onlink(path.public_addresses(table))
+            self._tell_notes(path.settle(table.by_key, observed, direct, fill=self._full_cycles > 0))
+        path.desired.take_changes()
         ops = plan(
-            self._path.desired,
+            path.desired,
             observed,
-            self._path.own,
-            deletions=self._table.complete,
-            answer_is_right=self._path.answer_is_right,
+            path.own,
+            deletions=table.complete,
+            answer_is_right=path.answer_is_right,
             recreate=self._recreate,
         )
         failures = await self._kernel.apply(ops)
-        if self._table.complete and observed.unresolved:
-            answers = self._path.answer((link, ip, None) for link, ip in observed.unresolved)
+        if table.complete:
+            # What came while nobody listened (at start, after an overrun) is still being asked for.
+            answers = path.answer((link, ip, None) for link, ip in observed.unresolved)
             failures += await self._kernel.apply(answers)
-        self._tell(reasons, ops, failures, began)
-        self._after(failures)
-        return bool(failures)
+            self._full_cycles += 1
+            if self._full_cycles == 1:
+                self._wake("page ahead")
+        return ops, failures
 
-    def _after(self, failures: Sequence[Failure]) -> None:
-        first_full = self._table.complete and self._cycles == 0
-        if self._table.complete:
-            self._cycles += 1
-        self._settled = set(self._path.desired).difference(f.op.obj for f in failures)
-        # A device that cannot be changed in place is made anew, once, in the next cycle.
-        self._recreate = frozenset(
-            obj_name for f in failures if f.op.verb is Verb.PUT and (obj_name := _link_name(f.op.obj))
-        )
-        self._report(str(failures[0].error) if failures else None)
-        if first_full:
-            self._wake("page ahead")
+    async def _short(self) -> tuple[list[Op], list[Failure]]:
+        """Do what is known to have changed."""
+        path, table = self._path, self._table
+        leases: dict[str, Lease | None] = {key: table.get(key) for key in table.take_changes()}
+        direct = self._kernel.onlink(path.public_addresses(filter(None, leases.values())))
+        self._tell_notes(path.update(leases, direct))
+        ops = plan_changes(path.desired.take_changes(), path.desired)
+        damaged, self._damaged = self._damaged, {}
+        ops += plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)
+        return ops, await self._kernel.apply(ops)
+
+    # ---- telling ------------------------------------------------------------------------------
 
     def _tell(self, reasons: Reasons, ops: list[Op], failures: Sequence[Failure], began: float) -> None:
         failed = {f.op for f in failures}
-        repairs = [op for op in ops if op not in failed and self._is_repair(op)]
-        lines = list(audit_lines(repairs))
+        lines = list(audit_lines([op for op in ops if op not in failed and self._is_repair(op)])) if ops else []
         for line in lines[:AUDIT_LINES]:
             log.info("%s, after %.0f ms", line, (time.monotonic() - reasons.since) * 1000)
         if len(lines) > AUDIT_LINES:
@@ -109,7 +150,7 @@ class Reconciler:
         self._tell_failures(failures)
         if ops:
             log.info(
-                "reconciled reason=%s leases=%d add=%d del=%d failed=%d took_ms=%.0f",
+                "reconciled reason=%s leases=%d add=%d del=%d failed=%d took_ms=%.1f",
                 ",".join(reasons.names) or "check",
                 len(self._table),
                 sum(op.verb is not Verb.DELETE for op in ops),
@@ -118,10 +159,18 @@ class Reconciler:
                 (time.monotonic() - began) * 1000,
             )
 
+    def _remember(self, ops: list[Op], failures: Sequence[Failure], *, full: bool) -> None:
+        """Keep what is right now, to tell damage from change later."""
+        if full:
+            self._settled = set(self._path.desired)
+        for op in ops if not full else ():
+            (self._settled.discard if op.verb is Verb.DELETE else self._settled.add)(op.obj)
+        self._settled.difference_update(f.op.obj for f in failures)
+
     def _is_repair(self, op: Op) -> bool:
         """Whether an operation undoes what somebody else did, and not what a lease asked for."""
         if op.verb is Verb.CREATE:
-            return any(subject(obj) == subject(op.obj) for obj in self._settled)
+            return any(isinstance(obj, Link) and obj.name == subject(op.obj)[1] for obj in self._settled)
         return (op.obj in self._settled) is (op.verb is Verb.PUT)
 
     def _tell_failures(self, failures: Sequence[Failure]) -> None:
@@ -141,6 +190,7 @@ class Reconciler:
         self._notes = notes
 
 
-def _link_name(obj: KernelObject) -> str:
-    kind, name, *_ = subject(obj)
-    return str(name) if kind == "link" else ""
+def _in_order(objects: Iterable[KernelObject]) -> list[KernelObject]:
+    """Entries in the order of writing."""
+    rank = {Fdb: 0, Neighbour: 1, Route: 2}
+    return sorted(objects, key=lambda obj: rank.get(type(obj), 3))

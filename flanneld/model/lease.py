@@ -5,7 +5,7 @@ The JSON and key codecs live in ``lease_codec.py``; nothing here knows about etc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from flanneld.model.addr import IP, Prefix, format_ip
@@ -57,6 +57,7 @@ class LeaseTable:
 
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
+        self._changed: set[str] = set()
         self.complete = False
         """Whether a whole snapshot has been seen since start."""
         self.revision = 0
@@ -76,22 +77,37 @@ class LeaseTable:
         """Pairs of key and lease."""
         return iter(self._leases.items())
 
+    @property
+    def by_key(self) -> Mapping[str, Lease]:
+        """All leases by key, to be read only."""
+        return self._leases
+
+    def take_changes(self) -> set[str]:
+        """Keys whose lease came, changed or went since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
+
     def put(self, key: str, lease: Lease) -> bool:
         """Add or replace one lease; tells whether peers can notice (anything but revision and TTL)."""
         old = self._leases.get(key)
         self._leases[key] = lease
-        return old is None or old[:3] != lease[:3]
+        if old is not None and old[:3] == lease[:3]:
+            return False
+        self._changed.add(key)
+        return True
 
     def drop(self, key: str) -> bool:
         """Remove one lease; tells whether it was there."""
+        self._changed.add(key)
         return self._leases.pop(key, None) is not None
 
     def replace_all(self, leases: dict[str, Lease], revision: int) -> bool:
         """Take a whole snapshot; tells whether anything differs from before, and marks ``complete``."""
-        changed = not self.complete or len(leases) != len(self._leases)
-        changed = changed or any(
-            (old := self._leases.get(key)) is None or old[:3] != lease[:3] for key, lease in leases.items()
-        )
+        old = self._leases
+        different = {key for key, lease in leases.items() if (was := old.get(key)) is None or was[:3] != lease[:3]}
+        different.update(old.keys() - leases.keys())
+        changed = bool(different) or not self.complete
+        self._changed |= different
         self._leases = leases
         self.revision = revision
         self.complete = True

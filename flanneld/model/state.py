@@ -112,3 +112,32 @@ class State:
 
     def __str__(self) -> str:
         return "\n".join(sorted(map(str, self)))
+
+
+class Desired(State):
+    """What we want, and what of it changed since somebody last asked: a cycle then costs what the change weighs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed: dict[KernelObject, None] = {}
+
+    def add(self, obj: KernelObject) -> None:
+        """Put one object in, in place of its predecessor."""
+        if obj not in self:
+            State.add(self, obj)
+            self._changed[obj] = None
+
+    def discard(self, obj: KernelObject) -> None:
+        """Take one object out; absent is fine."""
+        State.discard(self, obj)
+        self._changed[obj] = None
+
+    def take_changes(self) -> list[KernelObject]:
+        """Objects that came or went since the last call, in order; whether each is in now must be looked up."""
+        changed, self._changed = self._changed, {}
+        return list(changed)
+
+    def applied(self, objects: Iterable[KernelObject]) -> None:
+        """Forget that these changed: the kernel has been told already."""
+        for obj in objects:
+            self._changed.pop(obj, None)

@@ -98,6 +98,33 @@ def plan(
     return ops
 
 
+def plan_changes(changed: Iterable[KernelObject], desired: State) -> list[Op]:
+    """Operations for what changed in ``desired`` alone, when all else is known to be right.
+
+    Same order as ``plan``. What was replaced by another of its subject needs no deletion.
+    """
+    puts: dict[type, list[KernelObject]] = {Fdb: [], Neighbour: [], Route: []}
+    drops: dict[type, list[KernelObject]] = {Fdb: [], Neighbour: [], Route: []}
+    for obj in changed:
+        (puts if obj in desired else drops).setdefault(type(obj), []).append(obj)
+    kept = {(r.dst, r.metric) for r in puts[Route] if isinstance(r, Route)}
+    ops = [Op(Verb.PUT, obj) for group in puts.values() for obj in group]
+    for kind in reversed(drops):
+        for obj in drops[kind]:
+            match obj:
+                case Route():
+                    replaced = (obj.dst, obj.metric) in kept
+                case Neighbour():
+                    replaced = (obj.link, obj.ip) in desired.neighbours
+                case Fdb():
+                    replaced = (obj.link, obj.mac) in desired.fdb
+                case _:
+                    replaced = True  # devices, addresses and settings change in full cycles only
+            if not replaced:
+                ops.append(Op(Verb.DELETE, obj))
+    return ops
+
+
 def compatible(want: Link, there: Link) -> bool:
     """Whether a device can stay, whatever its miss flags: a change in place is enough.
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from flanneld.model.addr import format_mac
-from flanneld.model.objects import PROTO_OURS, Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
+from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb
 from flanneld.plan.ownership import Ownership
 
+Entry = Fdb | Neighbour | Route
 
-def reason_to_look(
-    obj: Link | Address | Route | Neighbour | Fdb, *, new: bool, desired: State, own: Ownership, watch_routes: bool
-) -> str | None:
-    """Why a notification should wake the loop; None when it agrees with what we want, or is not our business.
+
+def judge(
+    obj: Link | Address | Entry, *, new: bool, desired: State, own: Ownership, watch_routes: bool
+) -> str | Entry | None:
+    """What a notification calls for.
 
     Args:
         obj: the object announced.
@@ -22,32 +24,44 @@ def reason_to_look(
         desired: what we want, as of now.
         own: what is ours.
         watch_routes: whether routes of others decide something here (DirectRouting).
+
+    Returns:
+        An entry that has to be put back; or the reason for a full look; or None when it agrees with what we
+        want, or is not our business.
     """
     match obj:
         case Link():
-            return _link_reason(obj, new=new, desired=desired, own=own)
+            return _judge_link(obj, new=new, desired=desired, own=own)
         case Address():
             if obj.link == own.underlay:
                 return "underlay address"
             return f"address {obj.link}" if obj.link in own.devices and new != (obj in desired) else None
-        case Neighbour() if obj.link in own.devices:
-            want = desired.neighbours.get((obj.link, obj.ip))
-            if want is None:  # only programmed entries are a surprise; answered misses age as the kernel sees fit
-                return "neighbour" if new and obj.permanent else None
-            return None if new and obj == want else "neighbour"
-        case Fdb() if obj.link in own.devices:
-            return "fdb" if new != (obj in desired) else None
-        case Neighbour() | Fdb():
-            return None
+        case Neighbour():
+            want = desired.neighbours.get((obj.link, obj.ip)) if obj.link in own.devices else None
+            if want is not None:
+                return None if new and obj == want else want
+            # only programmed entries are a surprise; answered misses age as the kernel sees fit
+            return "neighbour" if new and obj.permanent and obj.link in own.devices else None
+        case Fdb():
+            entry = desired.fdb.get((obj.link, obj.mac))
+            if entry is not None:
+                # an entry of another destination that goes makes room for ours: no damage
+                return entry if (obj != entry) is new else None
+            return "fdb" if new and obj.link in own.devices else None
         case Route():
-            ours = obj.link in own.devices or obj.proto == PROTO_OURS or obj in desired.routes
-            if ours:
-                return "route" if new != (obj in desired.routes) and (not new or own.owns(obj)) else None
-            in_the_way = new and own.underlay and any(network.covers(obj.dst) for network in own.networks)
-            return "underlay route" if watch_routes or in_the_way else None
+            return _judge_route(obj, new=new, desired=desired, own=own, watch_routes=watch_routes)
 
 
-def _link_reason(obj: Link, *, new: bool, desired: State, own: Ownership) -> str | None:
+def _judge_route(obj: Route, *, new: bool, desired: State, own: Ownership, watch_routes: bool) -> str | Route | None:
+    if obj in desired.routes:
+        return None if new else obj
+    if own.owns(obj):
+        return "route" if new else None
+    in_the_way = new and any(network.covers(obj.dst) for network in own.networks)
+    return "underlay route" if watch_routes or in_the_way else None
+
+
+def _judge_link(obj: Link, *, new: bool, desired: State, own: Ownership) -> str | None:
     if obj.name == own.underlay:
         return "underlay link"
     want = desired.links.get(obj.name)

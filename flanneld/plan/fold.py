@@ -1,12 +1,12 @@
 """From leases to peers: what each lease means to this host, and which leases mean nothing. Pure.
 
 A lease that cannot be used costs its owner only: it becomes a note, everything else goes on
-(contract 11.1 is what happens otherwise).
+(contract 11.1 is what happens otherwise). Works lease by lease, so that a change costs what it weighs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from flanneld.model.addr import IP, Family, Prefix, format_ip
@@ -26,16 +26,6 @@ class Remote(NamedTuple):
     """When the lease was last written; of two claims that exclude each other the younger counts."""
 
 
-class Fold(NamedTuple):
-    """What the leases come to."""
-
-    remotes: dict[Family, dict[Prefix, Remote]]
-    unserved: dict[Family, set[Prefix]]
-    """Leased subnets that we cannot reach, so that nobody takes them for free space."""
-    notes: dict[str, str]
-    """By lease, one sentence each: why it, or a part of it, is not used."""
-
-
 class Self(NamedTuple):
     """What of ourselves other leases are held against."""
 
@@ -43,55 +33,47 @@ class Self(NamedTuple):
     public_ips: frozenset[IP]
 
 
-def fold(leases: Iterable[Lease], conf: NetConf, me: Self, backend_type: str) -> Fold:
-    """Sort all leases into peers of each family, subnets out of reach, and notes."""
-    result = Fold({f: {} for f in conf.families()}, {f: set() for f in conf.families()}, {})
-    for lease in leases:
-        for family in result.remotes:
-            subnet = lease.subnet if family is Family.V4 else lease.subnet6
-            if subnet is None or subnet == me.subnets[family is Family.V6]:
-                continue
-            _fold_one(result, lease, family, subnet.masked(), conf, me, backend_type)
-    return result
+class Unserved(NamedTuple):
+    """A leased subnet that we cannot reach: no peer, but no free space either."""
+
+    subnet: Prefix
+    why: str
 
 
-def _fold_one(
-    result: Fold, lease: Lease, family: Family, subnet: Prefix, conf: NetConf, me: Self, backend_type: str
-) -> None:
+class Outside(NamedTuple):
+    """A lease that has no place in our network."""
+
+    why: str
+
+
+Meaning = Remote | Unserved | Outside | None
+"""What one lease means in one family; None = nothing at all (our own, or no subnet in that family)."""
+
+
+def meaning(lease: Lease, family: Family, conf: NetConf, me: Self, backend_type: str) -> Meaning:
+    """What one lease means to this host in one family."""
+    leased = lease.subnet if family is Family.V4 else lease.subnet6
     own = me.subnets[family is Family.V6]
     settings = conf.family(family)
-    network = settings.network if settings else subnet
-    if not network.covers(subnet) or subnet.length <= network.length:
-        result.notes[lease.name()] = f"lease {lease.name()} lies outside {network}: not used"
-        return
+    if leased is None or settings is None or leased == own:
+        return None
+    subnet = leased.masked()
+    if not settings.network.covers(subnet) or subnet.length <= settings.network.length:
+        return Outside(f"lease {lease.name()} lies outside {settings.network}: not used")
     if own is not None and subnet.overlaps(own):
-        result.notes[lease.name()] = f"lease {lease.name()} overlaps our own {own}: not used"
-        return
-    problem = _problem(lease, family, me, backend_type)
-    if problem:
-        result.notes[lease.name()] = f"lease {lease.name()} {problem}: not used"
-        result.unserved[family].add(subnet)
-        return
-    attrs = lease.attrs
-    public, data = (attrs.public_ip, attrs.data) if family is Family.V4 else (attrs.public_ip6, attrs.data6)
-    if public is None:
-        raise TypeError("a lease without a public address has a problem")
-    remote = Remote(subnet, public, data, lease.revision)
-    rival = result.remotes[family].get(subnet)
-    if rival is not None and rival.public_ip != public:
-        result.notes[lease.name()] = (
-            f"{subnet} is leased twice, by {format_ip(rival.public_ip)} and {format_ip(public)}"
-        )
-    if rival is None or rival.revision <= remote.revision:
-        result.remotes[family][subnet] = remote
-    result.unserved[family].discard(subnet)
+        return Outside(f"lease {lease.name()} overlaps our own {own}: not used")
+    public = lease.attrs.public_ip if family is Family.V4 else lease.attrs.public_ip6
+    problem = _problem(lease, family, public, me, backend_type)
+    if problem or public is None:
+        return Unserved(subnet, f"lease {lease.name()} {problem}: not used")
+    data = lease.attrs.data if family is Family.V4 else lease.attrs.data6
+    return Remote(subnet, public, data, lease.revision)
 
 
-def _problem(lease: Lease, family: Family, me: Self, backend_type: str) -> str | None:
+def _problem(lease: Lease, family: Family, public: IP | None, me: Self, backend_type: str) -> str | None:
     """Why a lease cannot be served; None when it can."""
     if lease.attrs.backend_type != backend_type:
         return f"has backend {lease.attrs.backend_type or 'udp'!r}, ours is {backend_type!r}"
-    public = lease.attrs.public_ip if family is Family.V4 else lease.attrs.public_ip6
     if public is None:
         return f"has no public {family.label} address"
     if public in me.public_ips:
@@ -106,3 +88,74 @@ def usable_unicast(ip: IP) -> bool:
     if len(ip) == 4:
         return 0 < ip[0] < 224 and ip[0] != 127
     return ip[0] != 0xFF and int.from_bytes(ip, "big") > 1
+
+
+class Fold:
+    """All leases of one family by subnet, kept current lease by lease."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.remotes: dict[Prefix, Remote] = {}
+        """The claim that counts for each subnet."""
+        self.unserved: dict[Prefix, str] = {}
+        """Leased subnets out of reach, and why."""
+        self.notes: dict[str, str] = {}
+        """By key of the lease, why it is not used."""
+        self._meanings: dict[str, Remote | Unserved | Outside] = {}
+        self._names: dict[Prefix, tuple[str, ...]] = {}
+        """Keys by subnet: nearly always one, but ``10.5.1.0-24`` and ``10.5.1.0-24&fd00::-64`` may both exist."""
+
+    def update(self, changes: Mapping[str, Lease | None], conf: NetConf, me: Self, backend_type: str) -> set[Prefix]:
+        """Take changed leases (None = gone); returns the subnets whose peer may be another now."""
+        touched: set[Prefix] = set()
+        for key, lease in changes.items():
+            new = meaning(lease, self.family, conf, me, backend_type) if lease is not None else None
+            old = self._meanings.get(key)
+            if new == old:
+                continue
+            if new is None:
+                del self._meanings[key]
+            else:
+                self._meanings[key] = new
+            touched.update(self._rename(key, old, new))
+            if isinstance(new, Unserved | Outside):
+                self.notes[key] = new.why
+            else:
+                self.notes.pop(key, None)
+        for subnet in touched:
+            self._elect(subnet)
+        return touched
+
+    def _rename(self, key: str, old: Meaning, new: Meaning) -> Iterator[Prefix]:
+        """Keep ``_names`` current; a key's subnet never changes, only whether it counts. Yields what is touched."""
+        before = old.subnet if isinstance(old, Remote | Unserved) else None
+        after = new.subnet if isinstance(new, Remote | Unserved) else None
+        if after is not None and before is None:
+            self._names[after] = (*self._names.get(after, ()), key)
+        elif before is not None and after is None:
+            left = tuple(name for name in self._names[before] if name != key)
+            if left:
+                self._names[before] = left
+            else:
+                del self._names[before]
+        yield from (subnet for subnet in {before, after} if subnet is not None)
+
+    def _elect(self, subnet: Prefix) -> None:
+        """Of several claims of one subnet, the one written last counts, if it can be served."""
+        names = self._names.get(subnet, ())
+        claims = [(key, self._meanings[key]) for key in names]
+        remotes = sorted((claim.revision, key, claim) for key, claim in claims if isinstance(claim, Remote))
+        self.remotes.pop(subnet, None)
+        self.unserved.pop(subnet, None)
+        if remotes:
+            *losers, (_revision, _key, winner) = remotes
+            self.remotes[subnet] = winner
+            for _revision, key, loser in losers:
+                if loser.public_ip != winner.public_ip:
+                    self.notes[key] = (
+                        f"{subnet} is leased twice, by {format_ip(loser.public_ip)} and, written later, by "
+                        f"{format_ip(winner.public_ip)}, which counts"
+                    )
+        for _key, claim in claims:
+            if isinstance(claim, Unserved) and not remotes:
+                self.unserved[subnet] = claim.why

@@ -14,7 +14,7 @@ from flanneld.model.lease_codec import render_key
 from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.objects import Link
 from flanneld.model.state import State
-from flanneld.reconcile import Reconciler
+from flanneld.reconcile import LEASES, Reconciler
 from flanneld.wake import Wake
 
 NETWORK = Prefix.parse("10.244.0.0/16")
@@ -54,10 +54,16 @@ class Host:
         mine = Lease(OWN, None, LeaseAttrs(OWN_IP, None, "vxlan", b'{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}'))
         every = {render_key(lease.subnet, lease.subnet6): lease for lease in (mine, *leases)}
         self.table.replace_all(every, 1)
+        self.wake(LEASES)
+
+    async def look(self) -> int:
+        """Settle after a full look, as after a notification that says little."""
+        self.wake("test")
+        return await self.settle()
 
     async def settle(self) -> int:
         """Run cycles as the loop would, until nothing wakes it any more; returns how many it took."""
-        self.wake("test")
+        self.wake(LEASES)
         for count in range(10):
             reasons = await self.wake.wait(0)
             if not reasons.names:

@@ -1,0 +1,130 @@
+"""Hang eBPF programs on a device by traffic control, beside whatever others hung there.
+
+Our filters are known by their name; they have a priority of their own, far behind the usual ones, so that other
+programs see every packet first. The ``clsact`` qdisc is shared: it is made when it is missing and never removed,
+because removing it removes everybody's filters.
+
+Sources: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h; net/sched/{cls_api,cls_bpf}.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from flanneld.errors import KernelError
+from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel.rtnl import Socket
+
+RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 44, 45, 46
+TCA_KIND, TCA_OPTIONS = 1, 2
+TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 6, 7, 8, 11
+TCA_BPF_FLAG_ACT_DIRECT = 1
+_CLSACT_HANDLE, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
+_TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
+
+PRIORITY: Final = 8285
+"""Of our filters; the port's number, so that it is easy to recognise in ``tc filter show``."""
+_INFO: Final = PRIORITY << 16 | socket.htons(0x0800)  # ETH_P_IP: other protocols never reach our programs
+_HANDLE_BY_KERNEL: Final = 0
+
+
+class Direction(IntEnum):
+    """Which packets of a device: those it receives or those it is about to send. The value is a filter's parent."""
+
+    INGRESS = 0xFFFFFFF2
+    EGRESS = 0xFFFFFFF3
+
+
+class Filter(NamedTuple):
+    """One eBPF filter on a device."""
+
+    priority: int
+    handle: int
+    name: str
+    program_id: int
+
+
+def ensure_clsact(sock: Socket, ifindex: int) -> None:
+    """Give a device the qdisc on which programs hang, if it has none.
+
+    Raises:
+        KernelError: no such device, no permission, or the kernel was built without it.
+    """
+    body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + nl.attr(TCA_KIND, b"clsact\0")
+    ((code, text),) = sock.batch([nl.message(RTM_NEWQDISC, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)])
+    if code == errno.ENOENT:
+        text = "this kernel was built without CONFIG_NET_SCH_INGRESS, or the module sch_ingress is missing"
+    if code not in (0, errno.EEXIST):
+        raise KernelError(f"add qdisc clsact to device {ifindex}", code, text)
+
+
+def attach(sock: Socket, ifindex: int, direction: Direction, program_fd: int, name: str) -> None:
+    """Hang a program on a device; the filter that has the name already is swapped in place, without a gap.
+
+    Raises:
+        KernelError: refused; the kernel's own message is in it.
+    """
+    present = find(sock, ifindex, direction, name)
+    options = (
+        nl.attr(TCA_BPF_FD, struct.pack("=I", program_fd))
+        + nl.attr(TCA_BPF_NAME, name.encode() + b"\0")
+        + nl.attr(TCA_BPF_FLAGS, struct.pack("=I", TCA_BPF_FLAG_ACT_DIRECT))
+    )
+    handle = present.handle if present else _HANDLE_BY_KERNEL
+    request = _request(RTM_NEWTFILTER, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, ifindex, direction, handle, options)
+    ((code, text),) = sock.batch([request])
+    if code == errno.ENOENT:
+        text = "this kernel was built without CONFIG_NET_CLS_BPF, or the module cls_bpf is missing"
+    if code:
+        raise KernelError(f"attach {name} to device {ifindex}", code, text)
+
+
+def detach(sock: Socket, ifindex: int, direction: Direction, name: str) -> bool:
+    """Take the filter of a name off a device; tells whether it was there. Nobody else's is touched.
+
+    Raises:
+        KernelError: refused.
+    """
+    present = find(sock, ifindex, direction, name)
+    if present is None:
+        return False
+    ((code, text),) = sock.batch([_request(RTM_DELTFILTER, 0, ifindex, direction, present.handle, b"")])
+    if code not in (0, errno.ENOENT, errno.ENODEV):
+        raise KernelError(f"detach {name} from device {ifindex}", code, text)
+    return code == 0
+
+
+def find(sock: Socket, ifindex: int, direction: Direction, name: str) -> Filter | None:
+    """Our filter of a name on a device, or None."""
+    return next((f for f in filters(sock, ifindex, direction) if f.name == name and f.priority == PRIORITY), None)
+
+
+def filters(sock: Socket, ifindex: int, direction: Direction) -> list[Filter]:
+    """All eBPF filters of a device in one direction, whoever's; none where there is no such device or qdisc."""
+    request = nl.message(RTM_GETTFILTER, nl.NLM_F_DUMP, _TCMSG.pack(0, ifindex, 0, direction, 0))
+    found = []
+    for part in sock.dump(request):
+        for kind, body in part:
+            if kind == RTM_NEWTFILTER and (one := _decode(body)):
+                found.append(one)
+    return found
+
+
+def _request(kind: int, flags: int, ifindex: int, direction: Direction, handle: int, options: bytes) -> bytes:
+    body = _TCMSG.pack(0, ifindex, handle, direction, _INFO) + nl.attr(TCA_KIND, b"bpf\0")
+    return nl.message(kind, flags, body + (nl.attr(TCA_OPTIONS, options) if options else b""))
+
+
+def _decode(body: memoryview) -> Filter | None:
+    """None for a filter of another kind, and for the head of a priority, which is listed too, with handle 0."""
+    _family, _ifindex, handle, _parent, info = _TCMSG.unpack_from(body)
+    found = nl.attrs(body, _TCMSG.size)
+    if found.get(TCA_KIND, b"").rstrip(b"\0") != b"bpf" or not handle or TCA_OPTIONS not in found:
+        return None
+    options = nl.attrs(found[TCA_OPTIONS], 0)
+    name = options.get(TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    return Filter(info >> 16, handle, name, nl.u32(options.get(TCA_BPF_ID)))

@@ -1,0 +1,123 @@
+"""A pair of virtual devices through which packets are sent to be finished in software.
+
+Transmit offloads are off, so whatever goes in at one end comes out at the other as single packets with their
+checksums filled in: the kernel does what it would do for a simple network card. Nothing else ever uses the pair.
+
+Sources: include/uapi/linux/{veth,if_link,ethtool,sockios}.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import socket
+import struct
+
+from flanneld.errors import KernelError
+from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel.rtnl import Socket
+
+SIOCETHTOOL, SIOCGIFHWADDR = 0x8946, 0x8927
+ETHTOOL_STXCSUM, ETHTOOL_STSO = 0x17, 0x1F
+IFLA_AF_SPEC, IFLA_GSO_MAX_SEGS = 26, 40
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+VETH_INFO_PEER = 1
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
+_IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+
+MTU = 65535
+"""The most a veth takes, so that the overlay's MTU may change without the pair."""
+GONE = (0, errno.ENODEV)
+
+
+def ensure_pair(sock: Socket, left: str, right: str) -> tuple[int, int]:
+    """Make the pair, or adopt the one of these names; both ends come out up and without offloads.
+
+    Returns:
+        Interface indexes of both ends.
+
+    Raises:
+        KernelError: no veth in this kernel, no permission, or a device of such a name is something else.
+    """
+    try:
+        indexes = socket.if_nametoindex(left), socket.if_nametoindex(right)
+    except OSError:
+        _create(sock, left, right)
+        indexes = socket.if_nametoindex(left), socket.if_nametoindex(right)
+    for name, ifindex in zip((left, right), indexes, strict=True):
+        _finish_in_software(name)
+        _settle(sock, name, ifindex)
+    return indexes
+
+
+def remove_pair(sock: Socket, left: str) -> None:
+    """Remove both ends, with what is attached to them.
+
+    Raises:
+        KernelError: refused; a pair that is gone already is fine.
+    """
+    try:
+        ifindex = socket.if_nametoindex(left)
+    except OSError:
+        return
+    ((code, text),) = sock.batch([nl.link_delete(ifindex)])
+    if code not in GONE:
+        raise KernelError(f"remove device {left}", code, text)
+
+
+def link_header_bytes(name: str) -> int:
+    """Length of the link-layer header of packets on a device: 14 with Ethernet, 0 for one that carries bare IP.
+
+    Raises:
+        KernelError: no such device.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            answer = fcntl.ioctl(sock, SIOCGIFHWADDR, struct.pack("=16s24x", name.encode()))
+        except OSError as exc:
+            raise KernelError(f"look at device {name}", exc.errno or 0) from exc
+    return 14 if struct.unpack_from("=H", answer, 16)[0] in (ARPHRD_ETHER, ARPHRD_LOOPBACK) else 0
+
+
+def _create(sock: Socket, left: str, right: str) -> None:
+    head = _IFINFO.pack(0, 0, 0, 0, 0)
+    peer = nl.attr(VETH_INFO_PEER | nl.NLA_F_NESTED, head + _named(right))
+    info = nl.attr(nl.IFLA_INFO_KIND, b"veth\0") + nl.attr(nl.IFLA_INFO_DATA | nl.NLA_F_NESTED, peer)
+    body = head + _named(left) + nl.attr(nl.IFLA_LINKINFO | nl.NLA_F_NESTED, info)
+    ((code, text),) = sock.batch([nl.message(nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)])
+    if code == errno.EOPNOTSUPP:
+        text = "this kernel was built without CONFIG_VETH, or the module veth is missing"
+    if code == errno.EEXIST:
+        text = f"a device {left} or {right} exists and is not our pair: remove it"
+    if code:
+        raise KernelError(f"make the pair {left} and {right}", code, text)
+
+
+def _named(name: str) -> bytes:
+    return nl.attr(nl.IFLA_IFNAME, name.encode() + b"\0") + nl.attr(nl.IFLA_MTU, struct.pack("=I", MTU))
+
+
+def _settle(sock: Socket, name: str, ifindex: int) -> None:
+    """One segment a packet, no IPv6 address of its own (so no router solicitations), up."""
+    none = nl.attr(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,)))
+    ipv6 = nl.attr(IFLA_AF_SPEC | nl.NLA_F_NESTED, nl.attr(socket.AF_INET6 | nl.NLA_F_NESTED, none))
+    still = _IFINFO.pack(0, 0, ifindex, 0, 0)
+    up = _IFINFO.pack(0, 0, ifindex, nl.IFF_UP, nl.IFF_UP)
+    segments = nl.attr(IFLA_GSO_MAX_SEGS, struct.pack("=I", 1))
+    _quiet, (code, text) = sock.batch(  # without IPv6 in the kernel the first is refused, and not needed
+        [nl.message(nl.RTM_NEWLINK, 0, still + ipv6), nl.message(nl.RTM_NEWLINK, 0, up + segments)]
+    )
+    if code:
+        raise KernelError(f"bring up device {name}", code, text)
+
+
+def _finish_in_software(name: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        for command in (ETHTOOL_STXCSUM, ETHTOOL_STSO):
+            value = ctypes.create_string_buffer(struct.pack("=II", command, 0), 8)
+            request = struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value))
+            try:
+                fcntl.ioctl(sock, SIOCETHTOOL, request)
+            except OSError as exc:
+                raise KernelError(f"turn off transmit offloads of {name}", exc.errno or 0) from exc
