@@ -90,6 +90,10 @@ class Reconciler:
             self._report(str(exc))
             return True
         self._is_right = self._full_cycles > 1 and not failures
+        if failures and not full:
+            # Something larger changed, a device for instance: whatever it is, a full look finds it.
+            self._wake("a short cycle failed")
+            return False
         self._tell(reasons, ops, failures, began)
         self._remember(ops, failures, full=full)
         # A device that cannot be changed in place is made anew, once, in the next cycle.
