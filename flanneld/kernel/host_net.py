@@ -21,9 +21,9 @@ def read_host_net(reach: Iterable[IP] = ()) -> HostNet:
     """
     sock = Socket()
     try:
-        links = [nl.decode_link(body) for body in _dump(sock, nl.dump_links())]
-        addrs = [nl.parse_address(body) for body in _dump(sock, nl.dump_addresses())]
-        defaults = [d for family in Family for body in _dump(sock, nl.dump_routes(family)) if (d := _default(body))]
+        links = [nl.decode_link(body) for body in sock.dump_all(nl.dump_links())]
+        addrs = [nl.parse_address(body) for body in sock.dump_all(nl.dump_addresses())]
+        defaults = [d for family in Family for body in sock.dump_all(nl.dump_routes(family)) if (d := _default(body))]
         wanted = list(reach)
         answers = sock.ask([nl.lookup_route(ip) for ip in wanted]) if wanted else []
     finally:
@@ -34,10 +34,6 @@ def read_host_net(reach: Iterable[IP] = ()) -> HostNet:
         tuple(defaults),
         {ip: _reach(body) for ip, body in zip(wanted, answers, strict=True) if body is not None},
     )
-
-
-def _dump(sock: Socket, request: bytes) -> Iterable[memoryview]:
-    return [body for part in sock.dump(request) for _kind, body in part]
 
 
 def _default(body: memoryview) -> DefaultRoute | None:

@@ -88,9 +88,13 @@ class _Listener:
         except OSError as exc:
             if exc.errno != errno.ENOBUFS:
                 raise
-            self._overrun()
+            self.overran()
         if datagrams:
             self.take(datagrams)
+
+    def overran(self) -> None:
+        """Tell that the kernel had to drop notifications."""
+        self._overrun()
 
     def take(self, datagrams: Sequence[bytes]) -> None:
         """Handle what one turn brought."""
@@ -107,17 +111,14 @@ class MissListener(_Listener):
 
     def take(self, datagrams: Sequence[bytes]) -> None:
         """Hand over all misses of one turn together, so that duplicates can be merged."""
-        misses = [miss for d in datagrams for kind, _f, _s, _p, body in nl.messages(d) if (miss := _miss(kind, body))]
+        misses = [
+            Miss(*nl.decode_miss(body))
+            for datagram in datagrams
+            for kind, _flags, _seq, _pid, body in nl.messages(datagram)
+            if kind == nl.RTM_GETNEIGH
+        ]
         if misses:
             self._answer(misses)
-
-
-def _miss(kind: int, body: memoryview) -> Miss | None:
-    if kind != nl.RTM_GETNEIGH:
-        return None
-    _family, ifindex, _state, found = nl.parse_neigh(body)
-    ip, mac = found.get(nl.NDA_DST), found.get(nl.NDA_LLADDR)
-    return Miss(ifindex, IP(ip) if ip else None, MAC(mac) if mac else None)
 
 
 class HintListener(_Listener):
@@ -129,6 +130,11 @@ class HintListener(_Listener):
         self._hint = hint
         self._own_ports = own_ports
         self._names = dict(socket.if_nameindex())
+
+    def overran(self) -> None:
+        """What was lost may have named a device: without its name all that follows about it would be lost too."""
+        self._names = dict(socket.if_nameindex())
+        super().overran()
 
     def take(self, datagrams: Sequence[bytes]) -> None:
         """Hand over changes one by one, echoes of our own left out."""

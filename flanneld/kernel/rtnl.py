@@ -88,7 +88,8 @@ class Socket:
         """Yield the (type, body) messages of a dump, one datagram at a time.
 
         Raises:
-            KernelError: the kernel refused, or was interrupted (code EINTR: ask again).
+            KernelError: the kernel refused, or was interrupted (code EINTR: ask again). Also at the end of a
+                dump that began well: what came until then is not the whole.
         """
         self._send([request], 0)
         while True:
@@ -102,6 +103,9 @@ class Socket:
                     raise KernelError("read kernel tables", errno.EINTR)
                 if kind == nl.NLMSG_DONE:
                     done = True
+                    code, text = nl.parse_done(body, flags)
+                    if code:
+                        raise KernelError("read kernel tables", code, text)
                 elif kind == nl.NLMSG_ERROR:
                     code, text = nl.parse_error(body, flags)
                     raise KernelError("read kernel tables", code, text)
@@ -111,6 +115,20 @@ class Socket:
             if done:
                 return
 
+    def dump_all(self, request: bytes) -> list[memoryview]:
+        """The bodies of a whole dump; asks again when a change interrupts it.
+
+        Raises:
+            KernelError: the kernel refused, or keeps changing under the dump.
+        """
+        for _ in range(DUMP_RETRIES - 1):
+            try:
+                return [body for part in self.dump(request) for _kind, body in part]
+            except KernelError as exc:
+                if exc.code != errno.EINTR:
+                    raise
+        return [body for part in self.dump(request) for _kind, body in part]
+
     def ask(self, requests: Sequence[bytes]) -> list[memoryview | None]:
         """Send get requests and return each one's answer, None where the kernel had an error."""
         first = self._seq + 1
@@ -118,7 +136,8 @@ class Socket:
         answers: dict[int, memoryview | None] = {}
         while len(answers) < len(requests):
             for kind, _flags, seq, _pid, body in nl.messages(self._receive()):
-                answers[seq] = None if kind == nl.NLMSG_ERROR else body
+                if first <= seq < first + len(requests):  # else left over from a request that was given up
+                    answers[seq] = None if kind == nl.NLMSG_ERROR else body
         return [answers.get(first + i) for i in range(len(requests))]
 
     def _send(self, requests: Iterable[bytes], flags: int) -> None:
@@ -193,7 +212,8 @@ class Rtnl:
                 _read_sysctls(settings, state)
                 return state
             except KernelError as exc:
-                if exc.code != errno.EINTR or attempt == DUMP_RETRIES - 1:
+                # ENODEV: a device went between the list of devices and the look at what is on it
+                if exc.code not in (errno.EINTR, errno.ENODEV) or attempt == DUMP_RETRIES - 1:
                     raise
                 await asyncio.sleep(0.01 * (attempt + 1))
         raise KernelError("read kernel tables", errno.EINTR)
@@ -272,8 +292,7 @@ class Rtnl:
 
     def links(self) -> dict[str, Link]:
         """All devices by name."""
-        found = [nl.decode_link(body) for part in self._sock.dump(nl.dump_links()) for _kind, body in part]
-        return {link.name: link for _index, link in found}
+        return {link.name: link for _index, link in map(nl.decode_link, self._sock.dump_all(nl.dump_links()))}
 
     def onlink(self, addresses: Sequence[IP]) -> dict[IP, str]:
         """By address, the interface through which the kernel reaches it without a gateway (contract 6.19)."""
@@ -290,20 +309,19 @@ class Rtnl:
     def idle_s(self, device: str) -> dict[MAC, float]:
         """By MAC, seconds since a packet used the forwarding entry: the kernel's own clock (dependencies 3.4)."""
         index = self.index(device)
-        entries = (body for part in self._sock.dump(nl.dump_neighbours(index, bridge=True)) for _kind, body in part)
-        return dict(nl.decode_idle(body) for body in entries)
+        return dict(map(nl.decode_idle, self._sock.dump_all(nl.dump_neighbours(index, bridge=True))))
 
     def answered(self, device: str) -> list[Neighbour]:
         """The non-permanent neighbours of a device: answers to misses that have not aged out yet."""
         index = self.index(device)
-        dump = self._sock.dump(nl.dump_neighbours(index, bridge=False))
-        found = [nl.decode_neigh(body, {index: device}) for part in dump for _kind, body in part]
+        dump = self._sock.dump_all(nl.dump_neighbours(index, bridge=False))
+        found = [nl.decode_neigh(body, {index: device}) for body in dump]
         return [entry for entry in found if isinstance(entry, Neighbour) and not entry.permanent]
 
     # ---- writing ------------------------------------------------------------------------------
 
     async def apply(self, ops: Sequence[Op]) -> list[Failure]:
-        """Do all operations in order; one that fails does not stop the rest."""
+        """Do all operations in order; one that fails does not stop the rest. Raises nothing: see ``apply_now``."""
         failures: list[Failure] = []
         for start in range(0, len(ops), BATCH_MESSAGES):
             failures += self.apply_now(ops[start : start + BATCH_MESSAGES])
@@ -311,31 +329,38 @@ class Rtnl:
         return failures
 
     def apply_now(self, ops: Sequence[Op]) -> list[Failure]:
-        """The same at once: for a handful of operations that somebody waits for."""
+        """The same at once: for a handful of operations that somebody waits for.
+
+        A kernel that cannot even be asked (no memory for the message) has refused what was asked.
+        """
         failures: list[Failure] = []
         waiting: list[tuple[Op, bytes]] = []
-
-        def flush() -> None:
-            results = self._sock.batch([request for _op, request in waiting]) if waiting else []
-            for (op, _request), (code, text) in zip(waiting, results, strict=True):
-                if code and not (op.verb is Verb.DELETE and code in _GONE.get(type(op.obj), ())):
-                    failures.append(Failure(op, KernelError(str(op), code, text)))
-            waiting.clear()
-
         for op in ops:
             try:
                 if isinstance(op.obj, Sysctl):
-                    flush()
+                    failures += self._flush(waiting)
                     _write_sysctl(op.obj)
                 elif op.verb is Verb.CREATE:
-                    flush()  # what follows needs the new device's index
+                    failures += self._flush(waiting)  # what follows needs the new device's index
                     self._create(op)
                 else:
                     waiting += ((op, request) for request in self._encode(op))
             except KernelError as exc:
                 failures.append(Failure(op, exc))
-        flush()
-        return failures
+        return failures + self._flush(waiting)
+
+    def _flush(self, waiting: list[tuple[Op, bytes]]) -> list[Failure]:
+        """Send what waits, and leave nothing waiting."""
+        sent, waiting[:] = list(waiting), []
+        try:
+            results = self._sock.batch([request for _op, request in sent])
+        except KernelError as exc:
+            return [Failure(op, exc) for op in dict.fromkeys(op for op, _request in sent)]
+        return [
+            Failure(op, KernelError(str(op), code, text))
+            for (op, _request), (code, text) in zip(sent, results, strict=True)
+            if code and not (op.verb is Verb.DELETE and code in _GONE.get(type(op.obj), ()))
+        ]
 
     def _create(self, op: Op) -> None:
         if not isinstance(op.obj, Link):
@@ -343,8 +368,8 @@ class Rtnl:
         ((code, text),) = self._sock.batch([nl.link_create(op.obj)])
         if code:
             raise KernelError(str(op), code, text)
-        self._index[op.obj.name] = socket.if_nametoindex(op.obj.name)
-        self._sock.batch([nl.link_alias(op.obj, self._index[op.obj.name])])
+        self._index.pop(op.obj.name, None)
+        self._sock.batch([nl.link_alias(op.obj, self.index(op.obj.name))])
 
     def index(self, name: str) -> int:
         """Interface index of a device.

@@ -1,7 +1,8 @@
 """rtnetlink messages to and from values. No sockets: bytes in, values out.
 
 Encoders return whole messages with length, type and flags filled and sequence number 0; the socket
-numbers them. Decoders take the body of one message (without the 16-byte header).
+numbers them. Decoders take the body of one message (without the 16-byte header) as ``messages`` hands it
+out, that is with its fixed part whole; whatever else is wrong with it they leave out, and never raise.
 
 Sources: include/uapi/linux/{netlink,rtnetlink,neighbour,if_link,if_addr}.h; RFC 3549. Byte order is
 the host's except addresses, MACs and ports, which are in network order.
@@ -10,6 +11,7 @@ the host's except addresses, MACs and ports, which are in network order.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -39,7 +41,7 @@ RTN_UNICAST = 1
 RTPROT_KERNEL = 2
 RTNH_F_ONLINK = 4
 
-NDA_DST, NDA_LLADDR, NDA_CACHEINFO = 1, 2, 3
+NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PORT, NDA_VNI, NDA_IFINDEX = 1, 2, 3, 6, 7, 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 1, 3, 4, 13, 18, 20, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
@@ -64,6 +66,15 @@ _U32 = struct.Struct("=I")
 _U16_NET = struct.Struct("!H")
 
 HEADER_BYTES = _HEADER.size
+
+_FIXED_BYTES: Final[Mapping[int, int]] = {
+    NLMSG_ERROR: 4,
+    **dict.fromkeys((RTM_NEWLINK, RTM_DELLINK), _IFINFO.size),
+    **dict.fromkeys((RTM_NEWADDR, RTM_DELADDR), _IFADDR.size),
+    **dict.fromkeys((RTM_NEWROUTE, RTM_DELROUTE), _RTMSG.size),
+    **dict.fromkeys((RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH), _NDMSG.size),
+}
+"""Length of the fixed part of a body, by message type."""
 
 
 def message(kind: int, flags: int, body: bytes) -> bytes:
@@ -99,13 +110,14 @@ def attrs(body: bytes | memoryview, offset: int) -> dict[int, bytes]:
 
 
 def messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, memoryview]]:
-    """Split a datagram into (type, flags, sequence, port id, body)."""
+    """Split a datagram into (type, flags, sequence, port id, body); what is cut short is left out."""
     view, offset, end = memoryview(datagram), 0, len(datagram)
     while offset + HEADER_BYTES <= end:
         size, kind, flags, seq, pid = _HEADER.unpack_from(view, offset)
         if size < HEADER_BYTES or offset + size > end:
             return
-        yield kind, flags, seq, pid, view[offset + HEADER_BYTES : offset + size]
+        if size - HEADER_BYTES >= _FIXED_BYTES.get(kind, 0):
+            yield kind, flags, seq, pid, view[offset + HEADER_BYTES : offset + size]
         offset += (size + 3) & ~3
 
 
@@ -143,12 +155,12 @@ def fdb(obj: Fdb, ifindex: int, *, delete: bool = False) -> bytes:
 def dump_neighbours(ifindex: int, *, bridge: bool) -> bytes:
     """Ask for all neighbours, or all forwarding entries, of one device.
 
-    The kernel filters neighbours by attribute (NDA_IFINDEX = 8) but forwarding entries by the header's
+    The kernel filters neighbours by attribute (NDA_IFINDEX) but forwarding entries by the header's
     index (net/core/neighbour.c neigh_valid_dump_req, net/core/rtnetlink.c valid_fdb_dump_strict).
     """
     if bridge:
         return message(RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(AF_BRIDGE, ifindex, 0, 0, 0))
-    return message(RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(8, ifindex))
+    return message(RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(NDA_IFINDEX, ifindex))
 
 
 def parse_neigh(body: memoryview) -> tuple[int, int, int, dict[int, bytes]]:
@@ -160,8 +172,17 @@ def parse_neigh(body: memoryview) -> tuple[int, int, int, dict[int, bytes]]:
 def decode_unresolved(body: memoryview, links: Mapping[int, str]) -> tuple[str, IP] | None:
     """Device and address of a neighbour that the kernel is still asking for; None for any other."""
     _family, ifindex, state, found = parse_neigh(body)
-    link, ip = links.get(ifindex), found.get(NDA_DST)
-    return (link, IP(ip)) if link and ip and state & NUD_INCOMPLETE else None
+    link, ip = links.get(ifindex), _ip(found.get(NDA_DST))
+    return (link, ip) if link and ip and state & NUD_INCOMPLETE else None
+
+
+def _ip(raw: bytes | None) -> IP | None:
+    """An address attribute of either family; None when absent or of another length."""
+    return IP(raw) if raw is not None and len(raw) in (4, 16) else None
+
+
+def _mac(raw: bytes | None) -> MAC | None:
+    return MAC(raw) if raw is not None and len(raw) == 6 else None
 
 
 def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool = False) -> Neighbour | Fdb | None:
@@ -176,12 +197,25 @@ def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool 
     if link is None or not (any_state or state & (NUD_PERMANENT | NUD_ANSWERED)):
         return None
     found = attrs(body, _NDMSG.size)
-    dst, mac = found.get(NDA_DST), found.get(NDA_LLADDR, b"" if any_state else None)
-    if dst is None or mac is None or len(mac) not in (0, 6) or len(dst) not in (4, 16):
+    dst, mac = _ip(found.get(NDA_DST)), _mac(found.get(NDA_LLADDR))
+    if mac is None and any_state and NDA_LLADDR not in found:
+        mac = MAC(b"")
+    if dst is None or mac is None:
         return None
-    if family == AF_BRIDGE:
-        return Fdb(link, MAC(mac), IP(dst)) if state & NUD_PERMANENT else None
-    return Neighbour(link, IP(dst), MAC(mac), bool(state & NUD_PERMANENT))
+    if family != AF_BRIDGE:
+        return Neighbour(link, dst, mac, bool(state & NUD_PERMANENT))
+    if not state & NUD_PERMANENT:
+        return None
+    # One with a port, VNI or device of its own leads elsewhere, whatever its address: it reads as "nowhere",
+    # which no peer is, so it gets replaced; and naming no address deletes it whatever else it says.
+    elsewhere = any(kind in found for kind in (NDA_PORT, NDA_VNI, NDA_IFINDEX))
+    return Fdb(link, mac, IP(bytes(len(dst))) if elsewhere else dst)
+
+
+def decode_miss(body: memoryview) -> tuple[int, IP | None, MAC | None]:
+    """(ifindex, address asked for, MAC asked for) of an RTM_GETNEIGH; what is absent or no address is None."""
+    _family, ifindex, _state, found = parse_neigh(body)
+    return ifindex, _ip(found.get(NDA_DST)), _mac(found.get(NDA_LLADDR))
 
 
 def decode_idle(body: memoryview) -> tuple[MAC, float]:
@@ -246,26 +280,31 @@ def u32(value: bytes | None) -> int:
     return _U32.unpack(value)[0] if value and len(value) == 4 else 0
 
 
+_SPECIAL: Final = (RTA_MULTIPATH, RTA_VIA, RTA_ENCAP)
+
+
 def decode_route(body: memoryview, links: Mapping[int, str]) -> Route | None:
     """A unicast, blackhole or unreachable route of the main table, whichever device it is on.
 
-    Devices not in ``links`` are written as ``#<index>``. Multipath and policy-table routes are left out:
-    flannel makes none.
+    Devices not in ``links`` are written as ``#<index>``. Left out is what flannel never makes and what would
+    look like a plain route here: multipath, policy tables, a TOS, another family's gateway, encapsulation.
     """
-    family, length, _src, _tos, table, proto, scope, kind, flags = _RTMSG.unpack_from(body)
+    family, length, _src, tos, table, proto, scope, kind, flags = _RTMSG.unpack_from(body)
     found = attrs(body, _RTMSG.size)
-    if (u32(found.get(RTA_TABLE)) or table) != RT_TABLE_MAIN or RTA_MULTIPATH in found:
+    if tos or (u32(found.get(RTA_TABLE)) or table) != RT_TABLE_MAIN or not found.keys().isdisjoint(_SPECIAL):
         return None
     if kind not in (RouteKind.UNICAST, RouteKind.BLACKHOLE, RouteKind.UNREACHABLE):
         return None
     size = 4 if family == Family.V4 else 16
+    dst, gateway = found.get(RTA_DST, bytes(size)), found.get(RTA_GATEWAY)
+    if len(dst) != size or length > size * 8 or (gateway is not None and len(gateway) != size):
+        return None
     link, onlink = "", False
     if kind == RouteKind.UNICAST:  # the kernel hangs IPv6 blackholes on lo; for us they have no device
         oif = u32(found.get(RTA_OIF))
         link, onlink = links.get(oif) or f"#{oif}", bool(flags & RTNH_F_ONLINK)
-    gateway = found.get(RTA_GATEWAY)
     return Route(
-        Prefix(IP(found.get(RTA_DST, b"\0" * size)), length),
+        Prefix(IP(dst), length),
         link,
         IP(gateway) if gateway else None,
         onlink,
@@ -285,8 +324,11 @@ def nexthop_of(body: memoryview) -> tuple[int, int]:
 def direct_device(body: memoryview) -> int:
     """Index of the device of a looked-up route if it is unicast without a gateway, else 0."""
     head, found = parse_route(body)
-    gateways = (RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP)
-    return 0 if head[7] != RTN_UNICAST or any(kind in found for kind in gateways) else u32(found.get(RTA_OIF))
+    return (
+        0
+        if head[7] != RTN_UNICAST or not found.keys().isdisjoint((RTA_GATEWAY, *_SPECIAL))
+        else u32(found.get(RTA_OIF))
+    )
 
 
 # ---- addresses -------------------------------------------------------------------------------------
@@ -309,8 +351,8 @@ def parse_address(body: memoryview) -> tuple[int, int, int, int, IP | None]:
     """(ifindex, prefix length, flags, scope, address) of an address message."""
     _family, length, flags, scope, ifindex = _IFADDR.unpack_from(body)
     found = attrs(body, _IFADDR.size)
-    ip = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)
-    return ifindex, length, u32(found.get(IFA_FLAGS)) or flags, scope, IP(ip) if ip else None
+    ip = _ip(found.get(IFA_LOCAL) or found.get(IFA_ADDRESS))
+    return ifindex, length, u32(found.get(IFA_FLAGS)) or flags, scope, ip
 
 
 # ---- links -----------------------------------------------------------------------------------------
@@ -388,17 +430,14 @@ def dump_links() -> bytes:
 
 def _decode_vxlan(raw: bytes) -> Vxlan:
     found = attrs(raw, 0)
-    local = found.get(VX_LOCAL) or found.get(VX_LOCAL6)
-    group = found.get(VX_GROUP) or found.get(VX_GROUP6)
-    port = found.get(VX_PORT, b"\0\0")
     return Vxlan(
         u32(found.get(VX_ID)),
         u32(found.get(VX_LINK)),
-        IP(local) if local else None,
-        _U16_NET.unpack(port)[0],
+        _ip(found.get(VX_LOCAL) or found.get(VX_LOCAL6)),
+        int.from_bytes(found.get(VX_PORT, b""), "big"),
         found.get(VX_LEARNING, b"\0") != b"\0",
         VX_GBP in found,
-        IP(group) if group else None,
+        _ip(found.get(VX_GROUP) or found.get(VX_GROUP6)),
     )
 
 
@@ -427,9 +466,21 @@ def parse_error(body: memoryview, flags: int) -> tuple[int, str]:
     The extended message (NLMSGERR_ATTR_MSG = 1) follows the echoed request, which NETLINK_CAP_ACK cuts
     to its header (NLM_F_CAPPED = 0x100); NLM_F_ACK_TLVS = 0x200 says that there is one.
     """
-    code = -struct.unpack_from("=i", body)[0]
-    text = ""
-    if flags & 0x200:
-        echoed = HEADER_BYTES if flags & 0x100 else _U32.unpack_from(body, 4)[0]
-        text = attrs(body, 4 + ((echoed + 3) & ~3)).get(1, b"").rstrip(b"\0").decode(errors="replace")
-    return code, text
+    echoed = HEADER_BYTES if flags & 0x100 else u32(bytes(body[4:8]))
+    return _errno(body), _ext_ack(body, flags, 4 + ((echoed + 3) & ~3))
+
+
+def parse_done(body: memoryview, flags: int) -> tuple[int, str]:
+    """(errno, kernel's message) of an NLMSG_DONE: a dump that fails on its way says so at its end only.
+
+    Source: net/netlink/af_netlink.c netlink_dump_done.
+    """
+    return _errno(body), _ext_ack(body, flags, 4)
+
+
+def _errno(body: memoryview) -> int:
+    return -int.from_bytes(body[:4], sys.byteorder, signed=True)
+
+
+def _ext_ack(body: memoryview, flags: int, offset: int) -> str:
+    return attrs(body, offset).get(1, b"").rstrip(b"\0").decode(errors="replace") if flags & 0x200 else ""
