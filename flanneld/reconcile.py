@@ -18,6 +18,7 @@ from flanneld.model.lease import Lease, LeaseTable
 from flanneld.model.objects import Fdb, KernelObject, Link, Neighbour, Route, subject
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
 from flanneld.plan.drift import Entry, audit_lines
+from flanneld.retry import backoff
 from flanneld.wake import Reasons, Wake
 
 log = logging.getLogger("flanneld.reconcile")
@@ -29,7 +30,7 @@ CALM_S = 2.0
 """After a short cycle: this long without another one, then a full look."""
 
 RETRY_S = 1.0
-"""After a failed operation or a failed read."""
+"""After a failed operation or a failed read; then longer and longer, up to ``SLOW_CHECK_S``."""
 
 AUDIT_LINES = 20
 """Repairs told one by one in a cycle; a flush of thousands is told as a number."""
@@ -61,12 +62,13 @@ class Reconciler:
 
     async def run(self) -> None:
         """Turn reasons into cycles, for ever."""
-        pause_s = SLOW_CHECK_S
+        pause_s, retries = SLOW_CHECK_S, backoff(RETRY_S, SLOW_CHECK_S)
         while True:
             reasons = await self._wake.wait(pause_s)
             if await self.cycle(reasons):
-                pause_s = RETRY_S
+                pause_s = next(retries)  # what others hold on to is not fought over every second for ever
             else:
+                retries = backoff(RETRY_S, SLOW_CHECK_S)
                 pause_s = CALM_S if reasons.names and SHORT.issuperset(reasons.names) else SLOW_CHECK_S
 
     def damaged(self, want: Entry) -> None:
@@ -182,7 +184,7 @@ class Reconciler:
         now = {str(f.op): str(f.error) for f in failures}
         for op, error in now.items():
             if op not in self._broken:
-                log.error("cannot %s; trying again every %.0f s", error, RETRY_S)
+                log.error("cannot %s; trying again", error)
         for op in self._broken.keys() - now.keys():
             log.info("%s works again or is not needed any more", op)
         self._broken = now

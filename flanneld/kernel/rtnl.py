@@ -404,13 +404,20 @@ class Rtnl:
 
     def _encode_route(self, op: Op, obj: Route) -> list[bytes]:
         if not obj.gateway:
-            return [nl.route(obj, self._route_index(obj), delete=op.verb is Verb.DELETE)]
+            replace = op.was is not None
+            return [nl.route(obj, self._route_index(obj), delete=op.verb is Verb.DELETE, replace=replace)]
         hop = Hop(self._route_index(obj), obj.gateway, obj.onlink)
         if op.verb is Verb.DELETE:
             number, after = self._nexthops.drop(obj.dst)
             return [nl.route(obj, hop.ifindex, delete=True, nexthop=number), *after]
         number, before, after = self._nexthops.put(obj.dst, hop)
-        return [*before, nl.route(obj, hop.ifindex, nexthop=number), *after]
+        return [*before, nl.route(obj, hop.ifindex, replace=op.was is not None, nexthop=number), *after]
+
+    def _route_at(self, obj: Route) -> Route | None:
+        """The route that holds a destination now."""
+        (body,) = self._sock.ask([nl.match_route(obj.dst)])
+        names = {index: name for name, index in self._index.items()}
+        return nl.decode_route(body, names) if body is not None else None
 
     def _route_index(self, obj: Route) -> int:
         if obj.link.startswith("#"):

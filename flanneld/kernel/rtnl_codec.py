@@ -40,6 +40,7 @@ RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 RTPROT_KERNEL = 2
 RTNH_F_ONLINK = 4
+RTM_F_FIB_MATCH = 0x2000
 
 NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PORT, NDA_VNI, NDA_IFINDEX = 1, 2, 3, 6, 7, 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
@@ -233,7 +234,7 @@ def decode_idle(body: memoryview) -> tuple[MAC, float]:
 # ---- routes ----------------------------------------------------------------------------------------
 
 
-def route(obj: Route, ifindex: int, *, delete: bool = False, nexthop: int = 0) -> bytes:
+def route(obj: Route, ifindex: int, *, delete: bool = False, replace: bool = False, nexthop: int = 0) -> bytes:
     """Create, replace or delete one route in the main table; deletion names every field, so only ours goes.
 
     ``nexthop`` is the id of an object that stands for gateway and device (``kernel/nexthops.py``).
@@ -255,7 +256,9 @@ def route(obj: Route, ifindex: int, *, delete: bool = False, nexthop: int = 0) -
     if obj.metric:
         parts.append(_u32(RTA_PRIORITY, obj.metric))
     body = b"".join(parts)
-    return message(RTM_DELROUTE, 0, body) if delete else message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+    if delete:
+        return message(RTM_DELROUTE, 0, body)
+    return message(RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL), body)
 
 
 def dump_routes(family: Family, *, ifindex: int = 0, proto: int = 0) -> bytes:
@@ -268,6 +271,13 @@ def lookup_route(ip: IP) -> bytes:
     """Ask which route the kernel would take to an address (all rules and tables)."""
     family = Family.V4 if len(ip) == 4 else Family.V6
     return message(RTM_GETROUTE, 0, _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(RTA_DST, ip))
+
+
+def match_route(dst: Prefix) -> bytes:
+    """Ask for the table entry, not the resolved way, that serves a block's first address (RTM_F_FIB_MATCH)."""
+    family = Family.V4 if len(dst.ip) == 4 else Family.V6
+    head = _RTMSG.pack(family, len(dst.ip) * 8, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    return message(RTM_GETROUTE, 0, head + attr(RTA_DST, dst.ip))
 
 
 def parse_route(body: memoryview) -> tuple[tuple[int, ...], dict[int, bytes]]:

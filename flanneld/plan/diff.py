@@ -25,7 +25,8 @@ class Verb(Enum):
     CREATE = "create"
     """Make a link that is not there."""
     PUT = "put"
-    """Add, or replace what has the same subject."""
+    """Add, or replace what has the same subject. A route replaces only what ``was`` there: any other in its
+    way is somebody else's, and the operation fails."""
     DELETE = "delete"
 
 
@@ -81,7 +82,7 @@ def plan(
     )
     ops += _missing(desired.fdb, there.fdb)
     ops += _missing(desired.neighbours, there.neighbours)
-    routes, replaced = _routes(desired, there)
+    routes, replaced = _routes(desired, there, own)
     ops += routes
     if deletions:
         ops += _surplus((r for r in there.routes if r not in desired.routes and r not in replaced), own)
@@ -108,7 +109,12 @@ def plan_changes(changed: Iterable[KernelObject], desired: State) -> list[Op]:
     for obj in changed:
         (puts if obj in desired else drops).setdefault(type(obj), []).append(obj)
     kept = {(r.dst, r.metric) for r in puts[Route] if isinstance(r, Route)}
-    ops = [Op(Verb.PUT, obj) for group in puts.values() for obj in group]
+    before = {(r.dst, r.metric): r for r in drops[Route] if isinstance(r, Route)}
+    ops = [
+        Op(Verb.PUT, obj, before.get((obj.dst, obj.metric)) if isinstance(obj, Route) else None)
+        for group in puts.values()
+        for obj in group
+    ]
     for kind in reversed(drops):
         for obj in drops[kind]:
             match obj:
@@ -195,14 +201,15 @@ def _missing(want: Mapping[K, V], there: Mapping[K, V]) -> Iterator[Op]:
             yield Op(Verb.PUT, obj, old)
 
 
-def _routes(desired: State, there: State) -> tuple[list[Op], set[Route]]:
-    """Routes to put, and the observed ones that vanish by being replaced."""
+def _routes(desired: State, there: State, own: Ownership) -> tuple[list[Op], set[Route]]:
+    """Routes to put, and the observed ones that vanish by being replaced: only ours are."""
     missing = [r for r in desired.routes if r not in there.routes]
     if not missing:
         return [], set()
     first: dict[tuple[object, ...], Route] = {}
     for route in there.routes:
-        first.setdefault((route.dst, route.metric), route)
+        if own.owns(route):
+            first.setdefault((route.dst, route.metric), route)
     ops = [Op(Verb.PUT, r, first.get((r.dst, r.metric))) for r in missing]
     return ops, {op.was for op in ops if isinstance(op.was, Route)}
 

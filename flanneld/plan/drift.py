@@ -57,7 +57,8 @@ def _judge_route(obj: Route, *, new: bool, desired: State, own: Ownership, watch
         return None if new else obj
     if own.owns(obj):
         return "route" if new else None
-    in_the_way = new and any(network.covers(obj.dst) for network in own.networks)
+    # another's route to a block of ours: it came in our way, or left it
+    in_the_way = any(network.covers(obj.dst) for network in own.networks)
     return "underlay route" if watch_routes or in_the_way else None
 
 

@@ -66,6 +66,8 @@ class FakeKernel:
             self._need_device(op)
             if isinstance(obj, Route):
                 for old in [r for r in self.state.routes if (r.dst, r.metric) == (obj.dst, obj.metric)][:1]:
+                    if op.was is None and old != obj:
+                        raise KernelError(str(op), errno.EEXIST)
                     self.state.discard(old)
             if isinstance(obj, Neighbour) and not obj.mac:
                 return  # a failed entry is no entry
