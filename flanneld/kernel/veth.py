@@ -31,8 +31,14 @@ MTU = 65535
 GONE = (0, errno.ENODEV)
 
 
-def ensure_pair(sock: Socket, left: str, right: str) -> tuple[int, int]:
+def ensure_pair(sock: Socket, left: str, right: str, mtu: int = MTU) -> tuple[int, int]:
     """Make the pair, or adopt the one of these names; both ends come out up and without offloads.
+
+    Args:
+        sock: where to make it.
+        left: one end's name, at most 15 bytes.
+        right: the other's.
+        mtu: in bytes, of a pair that is made.
 
     Returns:
         Interface indexes of both ends.
@@ -43,7 +49,7 @@ def ensure_pair(sock: Socket, left: str, right: str) -> tuple[int, int]:
     try:
         indexes = socket.if_nametoindex(left), socket.if_nametoindex(right)
     except OSError:
-        _create(sock, left, right)
+        _create(sock, left, right, mtu)
         indexes = socket.if_nametoindex(left), socket.if_nametoindex(right)
     for name, ifindex in zip((left, right), indexes, strict=True):
         _finish_in_software(name)
@@ -80,11 +86,11 @@ def link_header_bytes(name: str) -> int:
     return 14 if struct.unpack_from("=H", answer, 16)[0] in (ARPHRD_ETHER, ARPHRD_LOOPBACK) else 0
 
 
-def _create(sock: Socket, left: str, right: str) -> None:
+def _create(sock: Socket, left: str, right: str, mtu: int) -> None:
     head = _IFINFO.pack(0, 0, 0, 0, 0)
-    peer = nl.attr(VETH_INFO_PEER | nl.NLA_F_NESTED, head + _named(right))
+    peer = nl.attr(VETH_INFO_PEER | nl.NLA_F_NESTED, head + _named(right, mtu))
     info = nl.attr(nl.IFLA_INFO_KIND, b"veth\0") + nl.attr(nl.IFLA_INFO_DATA | nl.NLA_F_NESTED, peer)
-    body = head + _named(left) + nl.attr(nl.IFLA_LINKINFO | nl.NLA_F_NESTED, info)
+    body = head + _named(left, mtu) + nl.attr(nl.IFLA_LINKINFO | nl.NLA_F_NESTED, info)
     ((code, text),) = sock.batch([nl.message(nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)])
     if code == errno.EOPNOTSUPP:
         text = "this kernel was built without CONFIG_VETH, or the module veth is missing"
@@ -94,8 +100,8 @@ def _create(sock: Socket, left: str, right: str) -> None:
         raise KernelError(f"make the pair {left} and {right}", code, text)
 
 
-def _named(name: str) -> bytes:
-    return nl.attr(nl.IFLA_IFNAME, name.encode() + b"\0") + nl.attr(nl.IFLA_MTU, struct.pack("=I", MTU))
+def _named(name: str, mtu: int) -> bytes:
+    return nl.attr(nl.IFLA_IFNAME, name.encode() + b"\0") + nl.attr(nl.IFLA_MTU, struct.pack("=I", mtu))
 
 
 def _settle(sock: Socket, name: str, ifindex: int) -> None:

@@ -1,0 +1,239 @@
+"""The ``kernel`` rung of the udp backend's ladder: packets flow through eBPF programs and never see user space.
+
+What is in the kernel, and how a fresh process knows that it is ours:
+
+- filters on the TUN (egress), on the external interface (ingress) and on the far end of the compat pair: by name,
+  ``flanneld-udp-<TUN>-encap``, ``-decap``, ``-compat``;
+- a veth pair ``<TUN>c0`` and ``<TUN>c1``, for what must be finished in software: by name;
+- maps and programs: by the filters that hold them; nothing is pinned.
+
+The filters hold everything, so forwarding goes on when this process is killed. The next one builds its own maps,
+fills them at the first ``apply`` and only then swaps the programs in place: there is no moment without a data path,
+and nothing has to be understood of what an older version left. Packets that the programs leave alone reach the TUN's
+descriptor and the backend's socket, which are the pump's. The TUN itself (making it, keeping it, its address, its
+route) is the backend's. That socket must not enable UDP_GRO while this rung runs: the kernel would merge datagrams
+before ``decap`` sees them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from backends import udp_programs as programs
+from backends.udp_packet import UdpPeer
+from backends.udp_tables import Shape, Tables, counters_of, make_counters, totals
+from backends.udp_trial import try_in_scratch
+from flanneld.errors import KernelError
+from flanneld.kernel import tc
+from flanneld.kernel.bpf import Loaded, Map
+from flanneld.kernel.rtnl import Socket
+from flanneld.kernel.tc import Direction
+from flanneld.kernel.veth import ensure_pair, link_header_bytes, remove_pair
+from flanneld.kernel.xfrm import has_policies
+from flanneld.model.addr import IP, Prefix
+
+NAME_BYTES = 13
+"""Longest TUN name: the pair's names are two longer."""
+
+
+class FastConfig(NamedTuple):
+    """What the data path is built on."""
+
+    tun: str
+    """Device name; it must exist from ``start`` on."""
+    tun_ip: IP
+    ext: str
+    """External interface."""
+    ext_ip: IP
+    """Its IPv4 address: source of what we send, destination of what we take."""
+    port: int
+    network: Prefix
+    """The cluster's IPv4 network."""
+    subnet_len: int
+    """Usual length of peers' subnets."""
+    mtu: int
+    """Of the TUN, in bytes."""
+    compat_always: bool = False
+    """Finish every packet in software, for network cards that do it wrongly."""
+    hash_source_port: bool = False
+    """Spread flows over source ports, so that a receiver's card spreads load; firewalls may expect flannel's one."""
+    ignore_xfrm: bool = False
+    """Use this rung beside IPsec policies, which it goes around."""
+
+
+class FastPath:
+    """One data path on one TUN; methods are called from one thread."""
+
+    name = "kernel"
+
+    def __init__(self) -> None:
+        self._cfg: FastConfig | None = None
+        self._sock: Socket | None = None
+        self._counters: Map | None = None
+        self._tables: Tables | None = None
+
+    def probe(self, cfg: FastConfig) -> str | None:
+        """Find out by doing it: build, load, run and attach everything, on a scratch pair of devices.
+
+        Returns:
+            None if this host can; else why not, in one sentence.
+        """
+        try:
+            if why := _obstacle(cfg):
+                return why
+            with contextlib.closing(Socket()) as sock:
+                return try_in_scratch(sock, cfg.ext, cfg.ext_ip, cfg.port, cfg.mtu)
+        except KernelError as exc:
+            return str(exc)
+
+    def start(self, cfg: FastConfig) -> None:
+        """Get ready. Packets flow from the first ``apply`` on, so that a predecessor's path is not cut before.
+
+        Raises:
+            KernelError: the kernel refuses.
+        """
+        self._sock = Socket()
+        self._cfg = cfg
+        self._counters = self._adopted_counters() or make_counters()
+
+    def apply(self, peers: Mapping[Prefix, UdpPeer]) -> None:
+        """Make this the whole set of peers, writing only the difference.
+
+        Raises:
+            KernelError: refused; the next call tries again.
+        """
+        if self._tables is not None and self._tables.shape.fits(peers):
+            self._tables.apply(peers)
+            return
+        cfg, fresh = self._running, Tables(Shape.of(peers, self._running.subnet_len))
+        try:
+            fresh.apply(peers)
+            self._attach(cfg, fresh)
+        except BaseException:
+            fresh.close()
+            raise
+        if self._tables is not None:
+            self._tables.close()
+        self._tables = fresh
+
+    def reattach(self, cfg: FastConfig) -> None:
+        """Take another external interface, address, port or switch, without losing a packet that still can arrive.
+
+        Raises:
+            KernelError: refused; the next call tries again.
+        """
+        self._cfg = cfg
+        if self._tables is not None:
+            self._attach(cfg, self._tables)
+
+    def stats(self) -> dict[str, int]:
+        """What was counted since the data path was made, restarts of the daemon included.
+
+        Raises:
+            KernelError: the counters cannot be read.
+        """
+        return totals(self._counters) if self._counters is not None else {}
+
+    def stop(self, keep: bool) -> None:
+        """Let go.
+
+        Args:
+            keep: leave everything in place, forwarding, for a successor. Otherwise remove all of it but the qdiscs,
+                which others may be using.
+
+        Raises:
+            KernelError: something could not be removed.
+        """
+        try:
+            if not keep and self._cfg and self._sock:
+                self._remove(self._sock, self._cfg)
+        finally:
+            for held in (self._tables, self._counters, self._sock):
+                if held is not None:
+                    held.close()
+            self._tables = self._counters = self._sock = self._cfg = None
+
+    # ---- attaching -----------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> FastConfig:
+        if self._cfg is None:
+            raise RuntimeError("the data path has not been started")
+        return self._cfg
+
+    def _attach(self, cfg: FastConfig, tables: Tables) -> None:
+        """Receive first, then transmit from the wire backwards: nobody is given a packet who is not ready for it."""
+        sock, counters = self._sock, self._counters
+        if sock is None or counters is None:
+            raise RuntimeError("the data path has not been started")
+        tun, ext = _index(cfg.tun), _index(cfg.ext)
+        near, far = ensure_pair(sock, f"{cfg.tun}c0", f"{cfg.tun}c1")
+        receive = programs.Decap(tables.sources.fd, counters.fd, cfg.ext_ip, cfg.port, tun, link_header_bytes(cfg.ext))
+        compat = programs.Encap(
+            tables.peers.fd,
+            counters.fd,
+            cfg.ext_ip,
+            ext,
+            cfg.port,
+            tables.shape.prefix_length,
+            hash_source_port=cfg.hash_source_port,
+        )
+        transmit = compat._replace(compat_ifindex=near, compat_always=cfg.compat_always)
+        for program, ifindex, direction, role in (
+            (programs.decap("flannel_decap", receive), ext, Direction.INGRESS, "decap"),
+            (programs.encap("flannel_compat", compat), far, Direction.INGRESS, "compat"),
+            (programs.encap("flannel_encap", transmit), tun, Direction.EGRESS, "encap"),
+        ):
+            tc.ensure_clsact(sock, ifindex)
+            with contextlib.closing(Loaded.load(program.name, program.code())) as loaded:
+                tc.attach(sock, ifindex, direction, loaded.fd, _filter_name(cfg, role))
+        self._detach_decap(sock, cfg, but=ext)
+
+    def _detach_decap(self, sock: Socket, cfg: FastConfig, *, but: int = 0) -> None:
+        """Remove what an earlier external interface still has, ours or a predecessor's."""
+        for ifindex, _name in socket.if_nameindex():
+            if ifindex != but:
+                tc.detach(sock, ifindex, Direction.INGRESS, _filter_name(cfg, "decap"))
+
+    def _remove(self, sock: Socket, cfg: FastConfig) -> None:
+        with contextlib.suppress(OSError):  # without the TUN its filter is gone too
+            tc.detach(sock, socket.if_nametoindex(cfg.tun), Direction.EGRESS, _filter_name(cfg, "encap"))
+        remove_pair(sock, f"{cfg.tun}c0")
+        self._detach_decap(sock, cfg)
+
+    def _adopted_counters(self) -> Map | None:
+        """The predecessor's, found through its filter; a new one where it cannot be had."""
+        cfg, sock = self._running, self._sock
+        try:
+            present = tc.find(sock, _index(cfg.tun), Direction.EGRESS, _filter_name(cfg, "encap")) if sock else None
+            if present is None:
+                return None
+            with contextlib.closing(Loaded.by_id(present.program_id)) as program:
+                return counters_of(program)
+        except KernelError:
+            return None
+
+
+def _obstacle(cfg: FastConfig) -> str | None:
+    """What speaks against this rung before anything is tried."""
+    if len(cfg.tun.encode()) > NAME_BYTES:
+        return f"the TUN's name {cfg.tun} is longer than {NAME_BYTES} bytes, which leaves no names for the compat pair"
+    if not cfg.ignore_xfrm and has_policies():
+        return "this host has IPsec policies, which the kernel data path would go around"
+    _index(cfg.ext)
+    return None
+
+
+def _filter_name(cfg: FastConfig, role: str) -> str:
+    return f"flanneld-udp-{cfg.tun}-{role}"
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as exc:
+        raise KernelError(f"find device {name}", errno.ENODEV) from exc

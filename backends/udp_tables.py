@@ -1,0 +1,170 @@
+"""The maps that the udp backend's programs read, kept equal to a set of peers; and what they count.
+
+The peer map is a hash of masked addresses while all subnets have one length, as flannel's have, because that look-up
+is nine times quicker than a trie's; a trie otherwise. When the peers no longer fit (another length, more than the map
+holds), there are new tables and new programs, swapped without a gap.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from backends.udp_packet import UdpPeer
+from backends.udp_programs import COUNTER_BYTES, FLAG_COMPAT, PEER, Count
+from flanneld.kernel.bpf import Loaded, Map, MapKind
+from flanneld.model.addr import Family, Prefix
+
+SMALLEST = 1024
+"""Entries of the smallest tables. Memory is taken as entries come, so only the buckets cost: 16 KiB."""
+COUNTERS_NAME = "flannel_counts"
+_SOURCE_VALUE = b"\x01\0\0\0"
+
+
+class Shape(NamedTuple):
+    """What the peer map must be like; it is part of the programs."""
+
+    prefix_length: int | None
+    """Of all subnets; None: they differ."""
+    entries: int
+
+    @staticmethod
+    def of(peers: Mapping[Prefix, UdpPeer], usual_length: int) -> Shape:
+        """The shape that these peers need, with room to grow."""
+        lengths = {subnet.length for subnet in _ipv4(peers)} or {usual_length}
+        entries = max(SMALLEST, 1 << len(peers).bit_length())
+        return Shape(lengths.pop() if len(lengths) == 1 else None, entries)
+
+    def fits(self, peers: Mapping[Prefix, UdpPeer]) -> bool:
+        """Whether tables of this shape can take these peers; fewer always fit."""
+        subnets = _ipv4(peers)
+        one_length = self.prefix_length is None or all(subnet.length == self.prefix_length for subnet in subnets)
+        return one_length and len(subnets) <= self.entries
+
+
+class Tables:
+    """The maps of one generation of programs.
+
+    Args:
+        shape: of the peer map.
+
+    Raises:
+        KernelError: the kernel refuses the maps.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        trie = shape.prefix_length is None
+        kind = MapKind.LPM_TRIE if trie else MapKind.HASH
+        room = 2 * shape.entries  # the new ones go in before the old ones go out
+        self.peers = Map.create(kind, 8 if trie else 4, PEER.size, room, "flannel_peers")
+        try:
+            self.sources = Map.create(MapKind.HASH, 4, 4, room, "flannel_sources")
+        except BaseException:
+            self.peers.close()
+            raise
+        self._in_peers: dict[bytes, bytes] = {}
+        self._in_sources: dict[bytes, bytes] = {}
+
+    def close(self) -> None:
+        """Let go of the maps; attached programs keep them."""
+        self.peers.close()
+        self.sources.close()
+
+    def apply(self, wanted: Mapping[Prefix, UdpPeer]) -> int:
+        """Make the maps equal to these peers, writing only what differs.
+
+        A new source is accepted before anything is sent to it, and an old one until nothing is any more.
+
+        Returns:
+            How many entries were written or removed.
+
+        Raises:
+            KernelError: refused; what was written stays, and the next call writes all that differs again.
+        """
+        peers = entries(wanted, self.shape)
+        sources = {bytes(peer.ip): _SOURCE_VALUE for peer in wanted.values() if len(peer.ip) == 4}
+        changes = 0
+        try:
+            changes += _write(self.sources, self._in_sources, sources)
+            changes += _write(self.peers, self._in_peers, peers)
+            changes += _remove(self.peers, self._in_peers, peers)
+            changes += _remove(self.sources, self._in_sources, sources)
+        except BaseException:
+            # How far it came is not known: take the kernel's word for what is there, and write every value again.
+            self._in_peers = dict.fromkeys(self.peers.keys(), b"")
+            self._in_sources = dict.fromkeys(self.sources.keys(), b"")
+            raise
+        self._in_peers, self._in_sources = peers, sources
+        return changes
+
+
+def entries(peers: Mapping[Prefix, UdpPeer], shape: Shape) -> dict[bytes, bytes]:
+    """The peer map's contents; subnets of other families are left out, host bits do not matter (contract 3.13)."""
+    result: dict[bytes, bytes] = {}
+    for subnet in _ipv4(peers):
+        peer = peers[subnet]
+        address = bytes(subnet.masked().ip)
+        key = struct.pack("=I", subnet.length) + address if shape.prefix_length is None else address
+        result[key] = PEER.pack(peer.ip, peer.port.to_bytes(2, "big"), 0 if peer.kernel_rx else FLAG_COMPAT)
+    return result
+
+
+def make_counters() -> Map:
+    """A fresh counter map.
+
+    Raises:
+        KernelError: the kernel refuses it.
+    """
+    return Map.create(MapKind.PERCPU_ARRAY, 4, COUNTER_BYTES, len(Count), COUNTERS_NAME)
+
+
+def counters_of(program: Loaded) -> Map | None:
+    """The counter map of a program that runs already, if it is like ours: counts outlive a restart."""
+    found = None
+    for number in program.info().map_ids:
+        candidate = Map.by_id(number)
+        alike = candidate.kind == MapKind.PERCPU_ARRAY and candidate.name == COUNTERS_NAME
+        if found is None and alike and (candidate.value_bytes, candidate.entries) == (COUNTER_BYTES, len(Count)):
+            found = candidate
+        else:
+            candidate.close()
+    return found
+
+
+def totals(counters: Map) -> dict[str, int]:
+    """What was counted, by the names that every rung uses.
+
+    Packets left to the socket or the TUN are not dropped: the pump counts what becomes of them.
+    """
+    by = dict(zip(Count, counters.sums(), strict=True))
+    return {
+        "tx_packets": by[Count.TX][0],
+        "tx_bytes": by[Count.TX][1],
+        "rx_packets": by[Count.RX][0],
+        "rx_bytes": by[Count.RX][1],
+        "drop_ttl": by[Count.TX_EXPIRED][0] + by[Count.RX_EXPIRED][0],
+        "tx_errors": by[Count.TX_ERROR][0],
+        "rx_errors": by[Count.RX_ERROR][0],
+        "tx_compat": by[Count.TX_COMPAT][0],
+        "tx_left": by[Count.TX_LEFT][0],
+        "rx_left": by[Count.RX_LEFT][0],
+        "rx_left_unknown_source": by[Count.RX_STRANGER][0],
+    }
+
+
+def _ipv4(peers: Mapping[Prefix, UdpPeer]) -> list[Prefix]:
+    return [subnet for subnet, peer in peers.items() if subnet.family is Family.V4 and len(peer.ip) == 4]
+
+
+def _write(table: Map, present: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> int:
+    fresh = {key: value for key, value in wanted.items() if present.get(key) != value}
+    table.update(fresh)
+    return len(fresh)
+
+
+def _remove(table: Map, present: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> int:
+    stale = [key for key in present if key not in wanted]
+    table.delete(stale)
+    return len(stale)
