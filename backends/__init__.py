@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import cast
 
 from flanneld.contracts import Backend
 from flanneld.errors import ConfigError
@@ -19,11 +21,26 @@ def _vxlan(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
     return VxlanBackend(conf, links, identity)
 
 
-BACKENDS: Mapping[str, Create] = {"vxlan": _vxlan}
-"""Every backend by its ``Type``, lower case (contract 2.4)."""
+def _host_gw(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
+    from backends.host_gw import HostGwBackend
 
-LATER = ("alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "udp", "wireguard")
+    return HostGwBackend(conf)
+
+
+def _alloc(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
+    from backends.alloc import AllocBackend
+
+    return AllocBackend(conf)
+
+
+BACKENDS: Mapping[str, Create] = {"vxlan": _vxlan, "host-gw": _host_gw, "alloc": _alloc}
+"""Every backend of this project by its ``Type``, lower case (contract 2.4)."""
+
+LATER = ("extension", "ipip", "ipsec", "tencent-vpc", "udp", "wireguard")
 """Types that Go flanneld knows and this version does not."""
+
+ENTRY_POINTS = "flanneld.backends"
+"""Entry point group through which other packages add backends (design/plug-ins.md)."""
 
 
 def create(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
@@ -32,9 +49,24 @@ def create(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
     Raises:
         ConfigError: unknown type, or its settings are wrong.
     """
-    make = BACKENDS.get(conf.backend_type)
+    make = BACKENDS.get(conf.backend_type) or _plugged_in(conf.backend_type)
     if make is None:
-        known = ", ".join(BACKENDS)
+        known = ", ".join(sorted(BACKENDS))
         why = "is not part of this version yet" if conf.backend_type in LATER else "is unknown"
         raise ConfigError(f'Backend.Type is "{conf.backend_type}", which {why}: use one of {known}')
     return make(conf, links, identity)
+
+
+def _plugged_in(name: str) -> Create | None:
+    """A backend that another installed package offers; a broken one is the operator's error, not a crash."""
+    found = next(iter(entry_points(group=ENTRY_POINTS, name=name)), None) if name else None
+    if found is None:
+        return None
+    try:
+        make = found.load()
+    except Exception as exc:  # a stranger's code may raise anything while it is imported
+        where = found.dist.name if found.dist else "an installed package"
+        raise ConfigError(f'backend "{name}" of {where} cannot be loaded: {exc!r}') from exc
+    if not callable(make):
+        raise ConfigError(f'backend "{name}" is {make!r}, which cannot be called: see design/plug-ins.md')
+    return cast(Create, make)

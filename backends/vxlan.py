@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from backends.routes import direct_route, metric_of
 from flanneld.errors import ConfigError, PeerDataError
 from flanneld.model.addr import IP, MAC, Family, Prefix, format_mac, parse_mac
 from flanneld.model.backend_conf import BackendConf
@@ -20,8 +21,6 @@ from flanneld.model.lease import LeaseAttrs
 from flanneld.model.mtu import MIN_TUNNEL_MTU, TunnelMTU, WireMTU, tunnel_mtu, vxlan_overhead_bytes
 from flanneld.model.netconf import NetConf
 from flanneld.model.objects import (
-    METRIC_V6,
-    PROTO_OURS,
     Address,
     Fdb,
     KernelObject,
@@ -164,8 +163,8 @@ class Overlay(NamedTuple):
         yield from self.settings()
         base = self.subnet.host(0)
         yield Address(self.device, base, self.family.bits)
-        metric, scope = (0, Scope.LINK) if self.family is Family.V4 else (METRIC_V6, Scope.UNIVERSE)
-        yield Route(self.network, self.device, metric=metric, scope=scope)
+        scope = Scope.LINK if self.family is Family.V4 else Scope.UNIVERSE  # what the kernel shows for IPv6
+        yield Route(self.network, self.device, metric=metric_of(self.family), scope=scope)
 
     def settings(self) -> Iterator[Sysctl]:
         """Per-device settings; only ``app_solicit`` makes the kernel ask us (``l3miss`` does not)."""
@@ -187,14 +186,13 @@ class Overlay(NamedTuple):
             direct: the interface through which the peer is on-link and may be routed to without a
                 tunnel (DirectRouting); empty = through the tunnel.
         """
-        metric = 0 if self.family is Family.V4 else METRIC_V6
         if direct:
-            return (Route(peer.subnet, direct, peer.public_ip, proto=PROTO_OURS, metric=metric),)
+            return (direct_route(self.family, peer.subnet, peer.public_ip, direct),)
         base = peer.subnet.host(0)
         return (
             Fdb(self.device, peer.mac, peer.public_ip),
             Neighbour(self.device, base, peer.mac),
-            Route(peer.subnet, self.device, base, onlink=True, metric=metric),
+            Route(peer.subnet, self.device, base, onlink=True, metric=metric_of(self.family)),
         )
 
 

@@ -1,0 +1,25 @@
+"""Routes straight to a peer's own address, without a tunnel: host-gw's, and vxlan's DirectRouting. Pure."""
+
+from __future__ import annotations
+
+from flanneld.model.addr import IP, Family, Prefix
+from flanneld.model.objects import METRIC_V6, PROTO_OURS, Route
+
+
+def metric_of(family: Family) -> int:
+    """The metric that a route without one has when it is read back (contract 6.1)."""
+    return 0 if family is Family.V4 else METRIC_V6
+
+
+def direct_route(family: Family, subnet: Prefix, gateway: IP, device: str) -> Route:
+    """The route to a peer's subnet through its public address (contract 6.19, 6.23).
+
+    Carries our protocol number, because nothing else about it proves that it is ours (design/adr-0004).
+
+    Args:
+        family: of the subnet.
+        subnet: the peer's.
+        gateway: the peer's public address, on-link on the device.
+        device: name of the interface that the kernel reaches the gateway through.
+    """
+    return Route(subnet, device, gateway, proto=PROTO_OURS, metric=metric_of(family))
