@@ -52,7 +52,7 @@ def ping(source: Node, target: str, count: int = 1, size: int = 56, whole: bool 
     done = source.run(*argv, check=False)
     summary = _SUMMARY.search(done.stdout)
     if summary is None:  # ping could not even send: no route, packet too big for the device
-        return Ping(count, 0, None, done.stderr.strip())
+        return Ping(count, 0, None, done.stderr.strip() or f"ping ended with status {done.returncode}")
     replies = {int(sequence): float(ms) for sequence, ms in _REPLY.findall(done.stdout)}
     complaint = _COMPLAINT.search(done.stdout)
     return Ping(int(summary[1]), int(summary[2]), replies.get(1), complaint[1] if complaint else "")
