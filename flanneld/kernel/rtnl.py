@@ -22,7 +22,7 @@ from flanneld.kernel import nexthops
 from flanneld.kernel import rtnl_codec as nl
 from flanneld.kernel.nexthops import Hop, Nexthops
 from flanneld.model.addr import IP, MAC, Family
-from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Route, Sysctl
+from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Route, RouteKind, Sysctl
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb
 from flanneld.plan.ownership import Ownership
@@ -356,11 +356,20 @@ class Rtnl:
             results = self._sock.batch([request for _op, request in sent])
         except KernelError as exc:
             return [Failure(op, exc) for op in dict.fromkeys(op for op, _request in sent)]
-        return [
-            Failure(op, KernelError(str(op), code, text))
-            for (op, _request), (code, text) in zip(sent, results, strict=True)
-            if code and not (op.verb is Verb.DELETE and code in _GONE.get(type(op.obj), ()))
-        ]
+        judged = (self._judge(op, *result) for (op, _request), result in zip(sent, results, strict=True))
+        return [failure for failure in judged if failure]
+
+    def _judge(self, op: Op, code: int, text: str) -> Failure | None:
+        """Whether a result is a failure: what is gone need not be deleted, what is there need not be added."""
+        if not code or (op.verb is Verb.DELETE and code in _GONE.get(type(op.obj), ())):
+            return None
+        if code == errno.EEXIST and op.verb is Verb.PUT and isinstance(op.obj, Route):
+            # Routes to nowhere cannot be looked up; whose ever it is, it does what ours would do.
+            there = self._route_at(op.obj) if op.obj.kind is RouteKind.UNICAST else op.obj
+            if there == op.obj:
+                return None
+            text = f"{there} of somebody else is in the way" if there else text
+        return Failure(op, KernelError(str(op), code, text))
 
     def _create(self, op: Op) -> None:
         if not isinstance(op.obj, Link):

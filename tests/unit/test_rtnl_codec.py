@@ -78,12 +78,17 @@ GOLDEN: dict[str, tuple[bytes, str]] = {
     ),
     "a peer's route is onlink, boot, universe, without metric (contract 6.1, 6.15)": (
         nl.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7),
+        "34000000 1800 0106 00000000 00000000 02 18 00 00 fe 03 00 01 04000000"
+        "08000100 0af40200 08000500 0af40200 08000400 07000000",
+    ),
+    "a route replaces another only when told so": (
+        nl.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7, replace=True),
         "34000000 1800 0105 00000000 00000000 02 18 00 00 fe 03 00 01 04000000"
         "08000100 0af40200 08000500 0af40200 08000400 07000000",
     ),
     "an IPv6 peer's route has the kernel's default metric (contract 6.1)": (
         nl.route(peer_route("fd00:244:0:2::/64", "fd00:244:0:2::", metric=METRIC_V6), 7),
-        "54000000 1800 0105 00000000 00000000 0a 40 00 00 fe 03 00 01 04000000"
+        "54000000 1800 0106 00000000 00000000 0a 40 00 00 fe 03 00 01 04000000"
         "14000100 fd000244000000020000000000000000 14000500 fd000244000000020000000000000000"
         "08000400 07000000 08000600 00040000",
     ),
@@ -91,7 +96,7 @@ GOLDEN: dict[str, tuple[bytes, str]] = {
         nl.route(
             Route(Prefix.parse("10.244.128.0/17"), "", None, False, RouteKind.UNREACHABLE, PROTO_OURS, METRIC_VOID), 0
         ),
-        "2c000000 1800 0105 00000000 00000000 02 11 00 00 fe 56 00 07 00000000 08000100 0af48000 08000600 ffff0000",
+        "2c000000 1800 0106 00000000 00000000 02 11 00 00 fe 56 00 07 00000000 08000100 0af48000 08000600 ffff0000",
     ),
     "a route is deleted by all its fields": (
         nl.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7, delete=True),
