@@ -3,8 +3,8 @@
 What is in the kernel, and how a fresh process knows that it is ours:
 
 - filters on the TUN (egress), on the external interface (ingress) and on the far end of the compat pair: by name,
-  ``flanneld-udp-<TUN>-encap``, ``-decap``, ``-compat``;
-- a veth pair ``<TUN>c0`` and ``<TUN>c1``, for what must be finished in software: by name;
+  ``flanneld-udp-<TUN>-encap``, ``-decap``, ``-compat`` and ``-split``;
+- a veth pair ``<TUN>c0`` and ``<TUN>c1``, for what must be finished or split in software: by name;
 - maps and programs: by the filters that hold them; nothing is pinned.
 
 The filters hold everything, so forwarding goes on when this process is killed. The next one builds its own maps,
@@ -75,6 +75,8 @@ class FastPath:
         self._sock: Socket | None = None
         self._counters: Map | None = None
         self._tables: Tables | None = None
+        self._attached: dict[tuple[str, Direction, str], tuple[int, int]] = {}
+        """By device, direction and name of our filters: interface index and program."""
 
     def probe(self, cfg: FastConfig) -> str | None:
         """Find out by doing it: build, load, run and attach everything, on a scratch pair of devices.
@@ -86,7 +88,7 @@ class FastPath:
             if why := _obstacle(cfg):
                 return why
             with contextlib.closing(Socket()) as sock:
-                return try_in_scratch(sock, cfg.ext, cfg.ext_ip, cfg.port, cfg.mtu)
+                return try_in_scratch(sock, cfg.ext, cfg.ext_ip, cfg.port)
         except KernelError as exc:
             return str(exc)
 
@@ -120,8 +122,29 @@ class FastPath:
             self._tables.close()
         self._tables = fresh
 
+    def is_intact(self) -> bool:
+        """Whether all that was attached still is; if not, ``reattach`` repairs it.
+
+        Somebody may have removed a qdisc with everybody's filters, or made a device again under its old name.
+
+        Raises:
+            KernelError: the kernel cannot be asked.
+        """
+        if self._sock is None:
+            return False
+        for (device, direction, name), (ifindex, program) in self._attached.items():
+            try:
+                present = tc.find(self._sock, ifindex, direction, name)
+                if present is None or present.program_id != program or socket.if_nametoindex(device) != ifindex:
+                    return False
+            except OSError:
+                return False
+        return True
+
     def reattach(self, cfg: FastConfig) -> None:
-        """Take another external interface, address, port or switch, without losing a packet that still can arrive.
+        """Take another external interface, address, port or switch; or repair what is not intact.
+
+        Programs are swapped in place, so no packet is lost that still can arrive. The TUN's name stays.
 
         Raises:
             KernelError: refused; the next call tries again.
@@ -156,6 +179,7 @@ class FastPath:
                 if held is not None:
                     held.close()
             self._tables = self._counters = self._sock = self._cfg = None
+            self._attached = {}
 
     # ---- attaching -----------------------------------------------------------------------------
 
@@ -171,8 +195,13 @@ class FastPath:
         if sock is None or counters is None:
             raise RuntimeError("the data path has not been started")
         tun, ext = _index(cfg.tun), _index(cfg.ext)
-        near, far = ensure_pair(sock, f"{cfg.tun}c0", f"{cfg.tun}c1")
-        receive = programs.Decap(tables.sources.fd, counters.fd, cfg.ext_ip, cfg.port, tun, link_header_bytes(cfg.ext))
+        near_name, far_name = f"{cfg.tun}c0", f"{cfg.tun}c1"
+        near, far = ensure_pair(sock, near_name, far_name)
+        link_header = link_header_bytes(cfg.ext)
+        split = programs.Decap(
+            tables.sources.fd, counters.fd, cfg.ext_ip, cfg.port, tun, programs.ETHERNET, far_end=True
+        )
+        receive = split._replace(link_header=link_header, split_ifindex=near if link_header else 0, far_end=False)
         compat = programs.Encap(
             tables.peers.fd,
             counters.fd,
@@ -183,14 +212,19 @@ class FastPath:
             hash_source_port=cfg.hash_source_port,
         )
         transmit = compat._replace(compat_ifindex=near, compat_always=cfg.compat_always)
-        for program, ifindex, direction, role in (
-            (programs.decap("flannel_decap", receive), ext, Direction.INGRESS, "decap"),
-            (programs.encap("flannel_compat", compat), far, Direction.INGRESS, "compat"),
-            (programs.encap("flannel_encap", transmit), tun, Direction.EGRESS, "encap"),
+        attached = {}
+        for program, device, ifindex, direction, priority in (
+            (programs.decap("split", split), far_name, far, Direction.INGRESS, tc.PRIORITY - 1),
+            (programs.decap("decap", receive), cfg.ext, ext, Direction.INGRESS, tc.PRIORITY),
+            (programs.encap("compat", compat), far_name, far, Direction.INGRESS, tc.PRIORITY),
+            (programs.encap("encap", transmit), cfg.tun, tun, Direction.EGRESS, tc.PRIORITY),
         ):
+            name = _filter_name(cfg, program.name)
             tc.ensure_clsact(sock, ifindex)
-            with contextlib.closing(Loaded.load(program.name, program.code())) as loaded:
-                tc.attach(sock, ifindex, direction, loaded.fd, _filter_name(cfg, role))
+            with contextlib.closing(Loaded.load(f"flannel_{program.name}", program.code())) as loaded:
+                tc.attach(sock, ifindex, direction, loaded.fd, name, priority)
+                attached[device, direction, name] = ifindex, loaded.info().id
+        self._attached = attached
         self._detach_decap(sock, cfg, but=ext)
 
     def _detach_decap(self, sock: Socket, cfg: FastConfig, *, but: int = 0) -> None:

@@ -63,6 +63,8 @@ class Count(IntEnum):
     RX_STRANGER = 7
     RX_EXPIRED = 8
     RX_ERROR = 9
+    RX_SPLIT = 10
+    """Sent to be split into datagrams; they are counted again as RX when they come out."""
 
 
 class Encap(NamedTuple):
@@ -92,6 +94,10 @@ class Decap(NamedTuple):
     tun_ifindex: int
     link_header: int
     """Bytes in front of the IP header on the external interface: 14, or 0 where there is no Ethernet."""
+    split_ifindex: int = 0
+    """Where aggregates of several datagrams go, to be split by the kernel. 0: they are left to the socket."""
+    far_end: bool = False
+    """This *is* where they come out: nobody behind it reads what the program leaves."""
 
 
 # ---- transmit --------------------------------------------------------------------------------------
@@ -275,8 +281,11 @@ def decap(name: str, spec: Decap) -> Program:
     """The program for packets that come in from the external interface.
 
     What is not for us must cost next to nothing: it is told by a few comparisons and not counted. Of what is for us,
-    a fragment, an aggregate of several datagrams, or a length that does not add up is left to our socket: the kernel
-    assembles, splits or refuses it there.
+    a fragment or a length that does not add up is left to our socket: the kernel assembles or refuses it there.
+
+    An aggregate of several datagrams (of a sender with UDP_SEGMENT over a virtual link, or of a card with
+    ``rx-udp-gro-forwarding``) goes through the compat pair, which splits it, and a second ``decap`` stands at the far
+    end. Left to the socket it would be overtaken by the single datagrams around it.
     """
     p = Program(name)
     p.copy(R6, R1)
@@ -292,8 +301,9 @@ def decap(name: str, spec: Decap) -> Program:
     ):
         p.load(R2, FP, offset, bits)
         p.branch(R2, "!=", wanted, "other")
-    p.load(R2, R6, _SKB_PKT_TYPE, 32)
-    p.branch(R2, "!=", 0, "other")  # PACKET_HOST: not what a promiscuous interface overhears
+    if not spec.far_end:  # there the address is another device's
+        p.load(R2, R6, _SKB_PKT_TYPE, 32)
+        p.branch(R2, "!=", 0, "other")  # PACKET_HOST: not what a promiscuous interface overhears
     p.load(R2, FP, _RX_IP + 6, 16)
     p.branch(R2, "&", _lies(b"\x3f\xff"), "leave")
     p.note("from a peer; anybody else is for the socket, with netfilter in front of it")
@@ -309,7 +319,7 @@ def decap(name: str, spec: Decap) -> Program:
         p.load(R2, FP, offset, 16)
         p.network_order(R2, 16)
         p.compute(R2, "-", more)
-        p.branch(R2, "!=", R8, "leave")
+        p.branch(R2, "!=", R8, "lengths_differ")
     p.load(R2, FP, _RX_INNER + 8, 8)
     p.branch(R2, "<=", 1, "expired")
     p.note("off with the outer headers, on to the TUN")
@@ -325,15 +335,33 @@ def decap(name: str, spec: Decap) -> Program:
     p.copy(R9, R0)
     p.set(R7, Count.RX)
     p.goto("count")
+    p.label("lengths_differ")
+    if spec.split_ifindex:
+        _split(p, spec)
+    p.label("leave")
+    p.set(R7, Count.RX_ERROR if spec.far_end else Count.RX_LEFT)
+    p.set(R9, TC_ACT_SHOT if spec.far_end else TC_ACT_UNSPEC)
+    p.goto("count")
     _ending(p, "expired", Count.RX_EXPIRED, TC_ACT_SHOT)
     _ending(p, "broken", Count.RX_ERROR, TC_ACT_SHOT)
     _ending(p, "stranger", Count.RX_STRANGER, TC_ACT_UNSPEC)
-    _ending(p, "leave", Count.RX_LEFT, TC_ACT_UNSPEC)
     _count(p, spec.counters_fd)
     p.label("other")
     p.set(R0, TC_ACT_UNSPEC)
     p.exit()
     return p
+
+
+def _split(p: Program, spec: Decap) -> None:
+    p.note("an aggregate: into the pair, to be split")
+    p.load(R2, R6, _SKB_GSO_SIZE, 32)
+    p.branch(R2, "==", 0, "leave")
+    p.set(R1, spec.split_ifindex)
+    p.set(R2, 0)
+    p.call(Helper.REDIRECT)
+    p.copy(R9, R0)
+    p.set(R7, Count.RX_SPLIT)
+    p.goto("count")
 
 
 # ---- shared pieces ---------------------------------------------------------------------------------

@@ -149,6 +149,7 @@ def totals(counters: Map) -> dict[str, int]:
         "rx_errors": by[Count.RX_ERROR][0],
         "tx_compat": by[Count.TX_COMPAT][0],
         "tx_left": by[Count.TX_LEFT][0],
+        "rx_split": by[Count.RX_SPLIT][0],
         "rx_left": by[Count.RX_LEFT][0],
         "rx_left_unknown_source": by[Count.RX_STRANGER][0],
     }

@@ -25,10 +25,12 @@ from flanneld.model.addr import IP, Prefix, parse_ip
 _ETHERNET = bytes(12) + b"\x08\x00"
 _SUBNET = Prefix.parse("192.0.2.0/24")
 """Stands for a peer's subnet; documentation addresses, for the packets go nowhere."""
+TRIAL_BYTES = 1472
+"""Of the larger packet that is tried, and the devices' MTU; trial runs take no more than a page."""
 _PEER_IP = parse_ip("198.51.100.1")
 
 
-def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int, mtu: int) -> str | None:
+def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int) -> str | None:
     """Do everything once.
 
     Args:
@@ -36,7 +38,6 @@ def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int, mtu: int) -> s
         ext: external interface; only its kind is looked at.
         ext_ip: its address.
         port: of the datagrams.
-        mtu: of the TUN, in bytes; a packet of this size is among those tried.
 
     Returns:
         None, or what went otherwise than it should.
@@ -45,7 +46,7 @@ def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int, mtu: int) -> s
         KernelError: the kernel refused a step.
     """
     link_header_bytes(ext)
-    with _pair(sock, mtu) as (near, far), contextlib.ExitStack() as held:
+    with _pair(sock) as (near, far), contextlib.ExitStack() as held:
         tables = held.enter_context(contextlib.closing(Tables(Shape(_SUBNET.length, 16))))
         counters = held.enter_context(contextlib.closing(make_counters()))
         tables.apply({_SUBNET: UdpPeer(_PEER_IP, port, kernel_rx=True)})
@@ -60,23 +61,23 @@ def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int, mtu: int) -> s
         ):
             tc.ensure_clsact(sock, far)
             tc.attach(sock, far, direction, program.fd, f"flanneld-udp-trial-{number}")
-        return _wrong_outcome(loaded[0], loaded[1], far, ext_ip, port, mtu)
+        return _wrong_outcome(loaded[0], loaded[1], far, ext_ip, port)
 
 
 @contextlib.contextmanager
-def _pair(sock: Socket, mtu: int) -> Iterator[tuple[int, int]]:
+def _pair(sock: Socket) -> Iterator[tuple[int, int]]:
     left, right = (f"flt{os.getpid() & 0xFFFFFF:x}{end}" for end in "ab")
     try:
-        yield ensure_pair(sock, left, right, mtu)
+        yield ensure_pair(sock, left, right, TRIAL_BYTES)
     finally:
         with contextlib.suppress(KernelError):
             remove_pair(sock, left)
 
 
-def _wrong_outcome(encap: Loaded, decap: Loaded, ifindex: int, ext_ip: IP, port: int, mtu: int) -> str | None:
-    # Encapsulating is tried on a device with the TUN's MTU: kernels before 5.12 refuse to grow a packet beyond it,
-    # and then every full packet would go through the pump. Decapsulating on loopback, whose address is all zero.
-    for size in (20, mtu):
+def _wrong_outcome(encap: Loaded, decap: Loaded, ifindex: int, ext_ip: IP, port: int) -> str | None:
+    # Encapsulating is tried on a device that takes no larger packet: kernels before 5.12 refuse to grow a packet
+    # beyond it, and then every full one would go through the pump. Decapsulating on loopback: its address is zero.
+    for size in (programs.IPV4, TRIAL_BYTES):
         inner = _packet(_SUBNET.host(1), size)
         once = _hop(inner)
         outgoing = encap.run(_ETHERNET + inner, ifindex=ifindex)

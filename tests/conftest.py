@@ -73,6 +73,12 @@ def _no_etcd() -> str:
     return done.stderr.strip() if done.returncode else ""
 
 
+def _no_udp_kernel() -> str:
+    from tests.support.udp_hosts import lacking  # here, so that other tests do not pay for it
+
+    return missing("netns") or lacking()
+
+
 def _refused(*commands: str) -> str:
     """Run shell commands in a scratch namespace; what the first that fails says."""
     if os.geteuid() != 0:
@@ -100,6 +106,7 @@ PROBES: dict[str, Callable[[], str]] = {
     ),
     "iptables": lambda: _refused("iptables -w -t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE"),
     "etcd": _no_etcd,
+    "udp_kernel": _no_udp_kernel,
 }
 
 MakeLab = Callable[..., Lab]

@@ -1,7 +1,7 @@
 """Hang eBPF programs on a device by traffic control, beside whatever others hung there.
 
-Our filters are known by their name; they have a priority of their own, far behind the usual ones, so that other
-programs see every packet first. The ``clsact`` qdisc is shared: it is made when it is missing and never removed,
+Our filters are known by their name. Their priority is far behind the usual ones, so that other programs see every
+packet first. The ``clsact`` qdisc is shared: it is made when it is missing and never removed,
 because removing it removes everybody's filters.
 
 Sources: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h; net/sched/{cls_api,cls_bpf}.c.
@@ -28,7 +28,7 @@ _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 
 PRIORITY: Final = 8285
 """Of our filters; the port's number, so that it is easy to recognise in ``tc filter show``."""
-_INFO: Final = PRIORITY << 16 | socket.htons(0x0800)  # ETH_P_IP: other protocols never reach our programs
+_PROTOCOL: Final = socket.htons(0x0800)  # ETH_P_IP: other protocols never reach our programs
 _HANDLE_BY_KERNEL: Final = 0
 
 
@@ -62,8 +62,18 @@ def ensure_clsact(sock: Socket, ifindex: int) -> None:
         raise KernelError(f"add qdisc clsact to device {ifindex}", code, text)
 
 
-def attach(sock: Socket, ifindex: int, direction: Direction, program_fd: int, name: str) -> None:
+def attach(
+    sock: Socket, ifindex: int, direction: Direction, program_fd: int, name: str, priority: int = PRIORITY
+) -> None:
     """Hang a program on a device; the filter that has the name already is swapped in place, without a gap.
+
+    Args:
+        sock: where the device is.
+        ifindex: of the device.
+        direction: of the packets.
+        program_fd: what to hang there.
+        name: of the filter.
+        priority: 1 to 65535; filters with lower numbers see packets first.
 
     Raises:
         KernelError: refused; the kernel's own message is in it.
@@ -74,8 +84,8 @@ def attach(sock: Socket, ifindex: int, direction: Direction, program_fd: int, na
         + nl.attr(TCA_BPF_NAME, name.encode() + b"\0")
         + nl.attr(TCA_BPF_FLAGS, struct.pack("=I", TCA_BPF_FLAG_ACT_DIRECT))
     )
-    handle = present.handle if present else _HANDLE_BY_KERNEL
-    request = _request(RTM_NEWTFILTER, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, ifindex, direction, handle, options)
+    one = present or Filter(priority, _HANDLE_BY_KERNEL, name, 0)
+    request = _request(RTM_NEWTFILTER, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, ifindex, direction, one, options)
     ((code, text),) = sock.batch([request])
     if code == errno.ENOENT:
         text = "this kernel was built without CONFIG_NET_CLS_BPF, or the module cls_bpf is missing"
@@ -92,7 +102,7 @@ def detach(sock: Socket, ifindex: int, direction: Direction, name: str) -> bool:
     present = find(sock, ifindex, direction, name)
     if present is None:
         return False
-    ((code, text),) = sock.batch([_request(RTM_DELTFILTER, 0, ifindex, direction, present.handle, b"")])
+    ((code, text),) = sock.batch([_request(RTM_DELTFILTER, 0, ifindex, direction, present, b"")])
     if code not in (0, errno.ENOENT, errno.ENODEV):
         raise KernelError(f"detach {name} from device {ifindex}", code, text)
     return code == 0
@@ -100,7 +110,7 @@ def detach(sock: Socket, ifindex: int, direction: Direction, name: str) -> bool:
 
 def find(sock: Socket, ifindex: int, direction: Direction, name: str) -> Filter | None:
     """Our filter of a name on a device, or None."""
-    return next((f for f in filters(sock, ifindex, direction) if f.name == name and f.priority == PRIORITY), None)
+    return next((one for one in filters(sock, ifindex, direction) if one.name == name), None)
 
 
 def filters(sock: Socket, ifindex: int, direction: Direction) -> list[Filter]:
@@ -114,8 +124,9 @@ def filters(sock: Socket, ifindex: int, direction: Direction) -> list[Filter]:
     return found
 
 
-def _request(kind: int, flags: int, ifindex: int, direction: Direction, handle: int, options: bytes) -> bytes:
-    body = _TCMSG.pack(0, ifindex, handle, direction, _INFO) + nl.attr(TCA_KIND, b"bpf\0")
+def _request(kind: int, flags: int, ifindex: int, direction: Direction, one: Filter, options: bytes) -> bytes:
+    info = one.priority << 16 | _PROTOCOL
+    body = _TCMSG.pack(0, ifindex, one.handle, direction, info) + nl.attr(TCA_KIND, b"bpf\0")
     return nl.message(kind, flags, body + (nl.attr(TCA_OPTIONS, options) if options else b""))
 
 

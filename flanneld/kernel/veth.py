@@ -23,7 +23,8 @@ ETHTOOL_STXCSUM, ETHTOOL_STSO = 0x17, 0x1F
 IFLA_AF_SPEC, IFLA_GSO_MAX_SEGS = 26, 40
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 VETH_INFO_PEER = 1
-ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
+_LINK_HEADERS = {1: 14, 772: 14, 512: 0, 519: 0, 768: 0, 778: 0, 0xFFFE: 0}
+"""Bytes by ARPHRD_*: Ethernet, loopback; PPP, raw IP, IPIP, GRE and none (TUN, WireGuard) show bare IP to tc."""
 _IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 
 MTU = 65535
@@ -76,14 +77,17 @@ def link_header_bytes(name: str) -> int:
     """Length of the link-layer header of packets on a device: 14 with Ethernet, 0 for one that carries bare IP.
 
     Raises:
-        KernelError: no such device.
+        KernelError: no such device, or one with a header that we do not know.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         try:
             answer = fcntl.ioctl(sock, SIOCGIFHWADDR, struct.pack("=16s24x", name.encode()))
         except OSError as exc:
             raise KernelError(f"look at device {name}", exc.errno or 0) from exc
-    return 14 if struct.unpack_from("=H", answer, 16)[0] in (ARPHRD_ETHER, ARPHRD_LOOPBACK) else 0
+    (kind,) = struct.unpack_from("=H", answer, 16)
+    if kind not in _LINK_HEADERS:
+        raise KernelError(f"look at device {name}", errno.EPROTOTYPE, f"its link type {kind} is unknown to us")
+    return _LINK_HEADERS[kind]
 
 
 def _create(sock: Socket, left: str, right: str, mtu: int) -> None:
