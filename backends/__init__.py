@@ -33,10 +33,16 @@ def _alloc(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
     return AllocBackend(conf)
 
 
-BACKENDS: Mapping[str, Create] = {"vxlan": _vxlan, "host-gw": _host_gw, "alloc": _alloc}
+def _udp(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
+    from backends.udp import UdpBackend
+
+    return UdpBackend(conf)
+
+
+BACKENDS: Mapping[str, Create] = {"vxlan": _vxlan, "host-gw": _host_gw, "alloc": _alloc, "udp": _udp}
 """Every backend of this project by its ``Type``, lower case (contract 2.4)."""
 
-LATER = ("extension", "ipip", "ipsec", "tencent-vpc", "udp", "wireguard")
+LATER = ("extension", "ipip", "ipsec", "tencent-vpc", "wireguard")
 """Types that Go flanneld knows and this version does not."""
 
 ENTRY_POINTS = "flanneld.backends"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flanneld.contracts import Surroundings
+from flanneld.contracts import Runner, Surroundings
 from flanneld.errors import PeerDataError
 from flanneld.model.addr import IP, MAC, Family, Prefix
 from flanneld.model.host import ExtIface
@@ -33,6 +33,7 @@ class UnpagedNetwork:
     devices: frozenset[str] = frozenset()
     """Names of devices that belong to the backend."""
     watches_routes = False
+    runner: Runner | None = None
 
     def __init__(self, conf: NetConf, around: Surroundings, backend_type: str) -> None:
         self.desired = Desired()
@@ -64,6 +65,9 @@ class UnpagedNetwork:
             PeerDataError: it cannot be reached; why.
         """
         return ()
+
+    def forget(self, subnet: Prefix) -> None:
+        """The peer of a subnet is gone, or is another now."""
 
     # ---- configuration ------------------------------------------------------------------------
 
@@ -107,14 +111,15 @@ class UnpagedNetwork:
         self, leases: Mapping[str, Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
     ) -> dict[str, str]:
         """Take all leases into ``desired``."""
+        gone = {subnet for fold in self._folds.values() for subnet in fold.remotes}
         self._folds = {family: Fold(family) for family in self._folds}
-        gone = set(self._peers)
         for family, fold in self._folds.items():
             touched = fold.update(leases, self.conf, self._me(), self._type)
             gone -= touched
             for subnet in touched:
                 self._settle_peer(family, subnet, direct)
         for subnet in gone:
+            self.forget(subnet)
             self._take_out(subnet)
         return self._notes()
 
@@ -127,6 +132,7 @@ class UnpagedNetwork:
 
     def _settle_peer(self, family: Family, subnet: Prefix, direct: Mapping[IP, str]) -> None:
         self._refused.pop(subnet, None)
+        self.forget(subnet)
         remote = self._folds[family].remotes.get(subnet)
         objects: tuple[KernelObject, ...] = ()
         if remote is not None:

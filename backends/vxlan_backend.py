@@ -53,7 +53,7 @@ class VxlanBackend:
         """MTU for containers: what every enabled family's device takes."""
         return min(vxlan.family_mtu(self._settings, ext, family) for family in self._conf.families())
 
-    def data_path(self, around: Surroundings) -> VxlanNetwork:
+    def data_path(self, around: Surroundings) -> DataPath:
         """Begin work on this host."""
         return VxlanNetwork(self._conf, self._settings, self._macs, around)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from backends import vxlan
 from backends.vxlan_pages import Pages
-from flanneld.contracts import Surroundings
+from flanneld.contracts import Runner, Surroundings
 from flanneld.errors import PeerDataError
 from flanneld.model.addr import IP, MAC, Family, Prefix, family_of
 from flanneld.model.host import ExtIface
@@ -28,6 +28,9 @@ IDLE_S = 300.0
 
 class VxlanNetwork:
     """Desired state of this host, and the answers to the kernel's questions."""
+
+    runner: Runner | None = None
+    """The kernel's tables carry the packets."""
 
     def __init__(
         self, conf: NetConf, settings: vxlan.VxlanConf, macs: Mapping[Family, MAC], around: Surroundings

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import backends
-from flanneld.contracts import DataPath, Surroundings, TrafficManager, TrafficRules
+from flanneld.contracts import DataPath, Runner, Surroundings, TrafficManager, TrafficRules
 from flanneld.duties import HintFilter, Pager, RuleKeeper, UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel import procfs
@@ -112,6 +112,7 @@ class Daemon:
         self._announced = False
         self._booting = True
         self._env = b""
+        self._runner: Runner | None = None
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -125,6 +126,8 @@ class Daemon:
                 tasks.create_task(self.notifier.feed_watchdog())
                 await self._start(tasks)
         finally:
+            if self._runner is not None:
+                self._runner.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_S / 2):
                     await self.store.close()
@@ -159,8 +162,17 @@ class Daemon:
         self.subnets = {f: s for f, s in zip(Family, (lease.subnet, lease.subnet6), strict=True) if s}
         former = tuple(network for network in (before.network, before.network6) if network)
         self.path: DataPath = self.backend.data_path(
-            Surroundings(self.ext, self.subnets, _alias(self.options), former, self.options.ip_blackhole_route)
+            Surroundings(
+                self.ext,
+                self.subnets,
+                _alias(self.options),
+                former,
+                self.options.ip_blackhole_route,
+                self._publish.set,
+                self.wake,
+            )
         )
+        self._runner = self.path.runner
         self._start_tasks(tasks)
 
     def _start_tasks(self, tasks: asyncio.TaskGroup) -> None:
@@ -367,6 +379,8 @@ class Daemon:
             self.notifier.status("; ".join(problems))
             return
         summary = f"ready subnet={'+'.join(map(str, self.subnets.values()))} leases={len(self.table)}"
+        if self._runner is not None:
+            summary += f", {self._runner.status()}"
         self.notifier.ready(summary)
         if not self._announced:
             log.info("%s", summary)

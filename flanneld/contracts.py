@@ -121,12 +121,41 @@ class Kernel(Protocol):
         ...
 
 
+class Runner(Protocol):
+    """What moves packets beside the kernel's tables, for backends that need more than entries in them."""
+
+    def prepare(self) -> None:
+        """Make the devices that the planner expects; before each full look.
+
+        Raises:
+            KernelError: they cannot be made.
+        """
+        ...
+
+    def apply(self) -> None:
+        """Take the data path's present peers and interface; after each cycle.
+
+        Raises:
+            KernelError: refused; the next cycle tries again.
+        """
+        ...
+
+    def status(self) -> str:
+        """How packets are moved, for people."""
+        ...
+
+    def close(self) -> None:
+        """The daemon ends; whatever can go on without it does (contract 0.4)."""
+        ...
+
+
 class DataPath(Protocol):
     """A backend at work on this host: what should be, and the answers to the kernel's questions. Pure."""
 
     desired: Desired
     """Everything wanted at this moment; changes in place."""
     own: Ownership
+    runner: Runner | None
 
     @property
     def watches_routes(self) -> bool:
@@ -184,6 +213,10 @@ class Surroundings(NamedTuple):
     """Cluster networks of the previous run, so that what is left of it is known as ours."""
     blackhole: bool
     """``--ip-blackhole-route``."""
+    republish: Callable[[], None] = lambda: None
+    """To be called when ``lease_attrs`` says something else than before."""
+    look: Wake = lambda _reason: None
+    """To be called when something of the data path broke."""
 
 
 class Backend(Protocol):

@@ -87,7 +87,9 @@ class Reconciler:
                 full = True
                 ops, failures = await self._full()
         except KernelError as exc:
-            log.warning("cannot read the kernel's tables, trying again: %s", exc)
+            if self._broken.get("") != str(exc):
+                log.error("cannot make the data path right, trying again: %s", exc)
+            self._broken = {"": str(exc)}
             self._is_right = False
             self._report(str(exc))
             return True
@@ -109,6 +111,8 @@ class Reconciler:
         """Read, compare, repair."""
         path, table = self._path, self._table
         self._damaged.clear()
+        if path.runner is not None:
+            path.runner.prepare()
         observed = await self._kernel.read(path.own, path.desired.sysctls)
         if table.complete:
             table.take_changes()
@@ -131,6 +135,8 @@ class Reconciler:
             self._full_cycles += 1
             if self._full_cycles == 1:
                 self._wake("page ahead")
+        if path.runner is not None and table.complete:
+            path.runner.apply()
         return ops, failures
 
     async def _short(self) -> tuple[list[Op], list[Failure]]:
@@ -142,7 +148,10 @@ class Reconciler:
         ops = plan_changes(path.desired.take_changes(), path.desired)
         damaged, self._damaged = self._damaged, {}
         ops += plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)
-        return ops, await self._kernel.apply(ops)
+        failures = await self._kernel.apply(ops)
+        if path.runner is not None:
+            path.runner.apply()
+        return ops, failures
 
     # ---- telling ------------------------------------------------------------------------------
 

@@ -138,7 +138,7 @@ def compatible(want: Link, there: Link) -> bool:
     without the local address and lower device, which the kernel changes in place.
     """
     if want.vxlan is None or there.vxlan is None:
-        return False
+        return want.vxlan is there.vxlan
     a, b = want.vxlan, there.vxlan
     same_family = b.local is not None and a.local is not None and len(a.local) == len(b.local)
     return (a.vni, a.port, a.gbp, a.group) == (b.vni, b.port, b.gbp, b.group) and same_family
@@ -153,6 +153,8 @@ def _links(
         there = observed.links.get(name)
         if there == want:
             continue
+        if there is None and want.vxlan is None:
+            continue  # a TUN: its owner makes it, opening it is what gives it life
         if there is None or name in recreate or not compatible(want, there):
             if there is not None:
                 removed.append(Op(Verb.DELETE, there))

@@ -73,7 +73,7 @@ def meaning(lease: Lease, family: Family, conf: NetConf, me: Self, backend_type:
 def _problem(lease: Lease, family: Family, public: IP | None, me: Self, backend_type: str) -> str | None:
     """Why a lease cannot be served; None when it can."""
     if lease.attrs.backend_type != backend_type:
-        return f"has backend {lease.attrs.backend_type or 'udp'!r}, ours is {backend_type!r}"
+        return f"has backend {lease.attrs.backend_type or 'udp'!r}, ours is {backend_type or 'udp'!r}"
     if public is None:
         return f"has no public {family.label} address"
     if public in me.public_ips:
