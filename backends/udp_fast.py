@@ -173,7 +173,7 @@ class FastPath:
         """
         try:
             if not keep and self._cfg and self._sock:
-                self._remove(self._sock, self._cfg)
+                _remove(self._sock, self._cfg.tun)
         finally:
             for held in (self._tables, self._counters, self._sock):
                 if held is not None:
@@ -219,37 +219,49 @@ class FastPath:
             (programs.encap("compat", compat), far_name, far, Direction.INGRESS, tc.PRIORITY),
             (programs.encap("encap", transmit), cfg.tun, tun, Direction.EGRESS, tc.PRIORITY),
         ):
-            name = _filter_name(cfg, program.name)
+            name = _filter_name(cfg.tun, program.name)
             tc.ensure_clsact(sock, ifindex)
             with contextlib.closing(Loaded.load(f"flannel_{program.name}", program.code())) as loaded:
                 tc.attach(sock, ifindex, direction, loaded.fd, name, priority)
                 attached[device, direction, name] = ifindex, loaded.info().id
         self._attached = attached
-        self._detach_decap(sock, cfg, but=ext)
-
-    def _detach_decap(self, sock: Socket, cfg: FastConfig, *, but: int = 0) -> None:
-        """Remove what an earlier external interface still has, ours or a predecessor's."""
-        for ifindex, _name in socket.if_nameindex():
-            if ifindex != but:
-                tc.detach(sock, ifindex, Direction.INGRESS, _filter_name(cfg, "decap"))
-
-    def _remove(self, sock: Socket, cfg: FastConfig) -> None:
-        with contextlib.suppress(OSError):  # without the TUN its filter is gone too
-            tc.detach(sock, socket.if_nametoindex(cfg.tun), Direction.EGRESS, _filter_name(cfg, "encap"))
-        remove_pair(sock, f"{cfg.tun}c0")
-        self._detach_decap(sock, cfg)
+        _detach_decap(sock, cfg.tun, but=ext)
 
     def _adopted_counters(self) -> Map | None:
         """The predecessor's, found through its filter; a new one where it cannot be had."""
         cfg, sock = self._running, self._sock
         try:
-            present = tc.find(sock, _index(cfg.tun), Direction.EGRESS, _filter_name(cfg, "encap")) if sock else None
+            present = tc.find(sock, _index(cfg.tun), Direction.EGRESS, _filter_name(cfg.tun, "encap")) if sock else None
             if present is None:
                 return None
             with contextlib.closing(Loaded.by_id(present.program_id)) as program:
                 return counters_of(program)
         except KernelError:
             return None
+
+
+def remove_leftovers(tun: str) -> None:
+    """Remove the data path that a killed daemon left on a TUN; for a daemon that runs on another rung now.
+
+    Raises:
+        KernelError: something could not be removed.
+    """
+    with contextlib.closing(Socket()) as sock:
+        _remove(sock, tun)
+
+
+def _remove(sock: Socket, tun: str) -> None:
+    with contextlib.suppress(OSError):  # without the TUN its filter is gone too
+        tc.detach(sock, socket.if_nametoindex(tun), Direction.EGRESS, _filter_name(tun, "encap"))
+    remove_pair(sock, f"{tun}c0")
+    _detach_decap(sock, tun)
+
+
+def _detach_decap(sock: Socket, tun: str, *, but: int = 0) -> None:
+    """Remove what an earlier external interface still has, ours or a predecessor's."""
+    for ifindex, _name in socket.if_nameindex():
+        if ifindex != but:
+            tc.detach(sock, ifindex, Direction.INGRESS, _filter_name(tun, "decap"))
 
 
 def _obstacle(cfg: FastConfig) -> str | None:
@@ -262,8 +274,8 @@ def _obstacle(cfg: FastConfig) -> str | None:
     return None
 
 
-def _filter_name(cfg: FastConfig, role: str) -> str:
-    return f"flanneld-udp-{cfg.tun}-{role}"
+def _filter_name(tun: str, role: str) -> str:
+    return f"flanneld-udp-{tun}-{role}"
 
 
 def _index(name: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from backends import udp_programs as programs
-from backends.udp_fast import FastPath
+from backends.udp_fast import FastPath, remove_leftovers
 from backends.udp_packet import UdpPeer
 from backends.udp_programs import TC_ACT_REDIRECT, TC_ACT_SHOT
 from backends.udp_tables import Shape, Tables, make_counters, totals
@@ -443,6 +443,19 @@ def test_a_kept_path_forwards_on_and_a_stopped_one_leaves_nothing_but_the_qdisc(
             one.netns.call(fast.stop, keep)
             assert our_filters(one) == (ALL_FILTERS if keep else [])
             assert (" 0% packet loss" in one.ping(two, count=1)) is keep
+        assert one.netns.run("ip", "-br", "link") == links
+
+
+def test_a_daemon_on_another_rung_can_remove_what_a_killed_one_left() -> None:
+    with wired() as (one, two):
+        one.make_tun()
+        links = one.netns.run("ip", "-br", "link")
+        one.netns.call(one.fast.start, one.config())
+        one.netns.call(one.fast.apply, {Prefix.parse("10.5.2.0/24"): peer_of(two)})
+        one.netns.call(one.fast.stop, True)
+        for _twice in range(2):
+            one.netns.call(remove_leftovers, TUN)
+            assert our_filters(one) == []
         assert one.netns.run("ip", "-br", "link") == links
 
 
