@@ -4,11 +4,11 @@ CAPABILITIES := netns,vxlan,nft,iptables,etcd
 # In CI a test that is skipped for want of one of these is a failure; set REQUIRE= to be lenient.
 REQUIRE ?= $(if $(CI),$(CAPABILITIES))
 PYTEST := $(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
-LEVELS := unit scenario netns interop fuzz bench
+LEVELS := unit scenario netns interop fuzz
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup root demo test check fmt lint types layers clean $(LEVELS)
+.PHONY: help setup root demo test bench check fmt lint types layers clean $(LEVELS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z$$()A-Z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ test: root ## all tests
 
 $(LEVELS): root
 	@$(PYTEST) tests/$@ $(ARGS)
+
+bench: root ## measure time, CPU, memory and throughput (ARGS="--quick"; ARGS=--help tells more)
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 check: lint types layers test ## all that CI runs
 

@@ -97,17 +97,20 @@ class Stage:
     def _make_peers_reachable(self) -> None:
         """Give the hollow peers' public addresses a way out of eth0, and nothing else.
 
-        A tunnel's outer packets go to the router; host-gw needs its peers on the segment, where the router
-        answers for them. Without a default route a packet that misses the tunnel cannot leave by accident.
+        A tunnel's outer packets go to the router, which swallows them: if it looked for the peers, its failed
+        look-ups would fill the neighbour table, which all namespaces share (gc_thresh3, 1024 entries). host-gw
+        needs its peers on the segment, where the router answers for them. Without a default route a packet
+        that misses the tunnel cannot leave by accident.
         """
         router = underlay(0, 1, Family.V4)
         self.host.ip("route", "del", "default")
-        self.lab.router.ip("route", "add", PEERS_NETWORK, "dev", "out")
         if self.backend == "host-gw":
             self.host.ip("route", "add", PEERS_NETWORK, "dev", "eth0")
+            self.lab.router.ip("route", "add", PEERS_NETWORK, "dev", "out")  # proxy ARP wants a way on
             netns.write_sysctls(self.lab.router.netns, {"ipv4/conf/seg0/proxy_arp": 1})
         else:
             self.host.ip("route", "add", PEERS_NETWORK, "via", router)
+            self.lab.router.ip("route", "add", "blackhole", PEERS_NETWORK)
         self.host.run("ping", "-c1", "-W2", router)  # the router's MAC is known when the first packet is timed
 
     # ---- leases ---------------------------------------------------------------------------------
@@ -183,7 +186,9 @@ class Stage:
             if not env_ns and self.host.daemon.subnet_file.exists():
                 env_ns = time.monotonic_ns()
             if ready and not ready_ns and env_ns and time.monotonic() >= next_ask:
-                ready_ns = time.monotonic_ns() if self.host.daemon.is_ready() else 0
+                status = self.host.daemon.ask("/readyz")[0]
+                ready_ns = time.monotonic_ns() if status == 200 else 0
+                ready = status != 404  # Go flanneld has no such page
                 next_ask = time.monotonic() + READY_POLL_S
         cpu_s = self.usage().cpu_s
         if not self.host.daemon.is_running():
