@@ -79,6 +79,7 @@ class UnpagedNetwork:
         """Take another configuration too; raises ``ConfigError`` before anything is changed."""
         self.check(conf, ext)
         self.conf, self.ext = conf, ext
+        self.is_settled = False
         networks = tuple(part.network for family in conf.families() if (part := conf.family(family)))
         self.own = Ownership(
             devices=self.devices,
@@ -121,6 +122,7 @@ class UnpagedNetwork:
         for subnet in gone:
             self.forget(subnet)
             self._take_out(subnet)
+        self.is_settled = True
         return self._notes()
 
     def update(self, changes: Mapping[str, Lease | None], direct: Mapping[IP, str]) -> dict[str, str]:
@@ -165,6 +167,10 @@ class UnpagedNetwork:
         return notes
 
     # ---- nothing is paged ---------------------------------------------------------------------
+
+    def is_unknown(self, device: str, ip: IP | None) -> bool:
+        """The kernel asks nothing."""
+        return False
 
     def answer(self, asked: Iterable[tuple[str, IP | None, MAC | None]]) -> list[Op]:
         """The kernel asks nothing that is not in its tables."""

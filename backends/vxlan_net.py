@@ -33,10 +33,16 @@ class VxlanNetwork:
     """The kernel's tables carry the packets."""
 
     def __init__(
-        self, conf: NetConf, settings: vxlan.VxlanConf, macs: Mapping[Family, MAC], around: Surroundings
+        self,
+        conf: NetConf,
+        settings: vxlan.VxlanConf,
+        macs: Mapping[Family, MAC],
+        around: Surroundings,
+        idle_limit_s: float = IDLE_S,
     ) -> None:
         self.desired = Desired()
         self._around, self._macs = around, macs
+        self._idle_limit_s = idle_limit_s
         self._pages: dict[Family, Pages] = {}
         self._base_routes: dict[Route, None] = {}
         self._folds = {family: Fold(family) for family in conf.families()}
@@ -56,6 +62,7 @@ class VxlanNetwork:
         around = self._around
         halves = vxlan.overlays(conf, settings, ext, around.subnets, self._macs, around.alias)
         self.conf, self.settings, self.ext = conf, settings, ext
+        self.is_settled = False
         base = State.of(obj for half in halves for obj in half.base_objects())
         if around.blackhole:
             for half in halves:
@@ -125,6 +132,7 @@ class VxlanNetwork:
             pages.adopt(observed)
             if fill:
                 pages.fill()
+        self.is_settled = True
         return self._notes()
 
     def update(self, changes: Mapping[str, Lease | None], direct: Mapping[IP, str]) -> dict[str, str]:
@@ -168,6 +176,12 @@ class VxlanNetwork:
                 notes.update((f"{family.label} {subnet}", why) for subnet, why in part.items())
         return notes
 
+    def is_unknown(self, device: str, ip: IP | None) -> bool:
+        """Whether an address lies in space that anybody might have leased just now."""
+        if ip is None:
+            return False
+        return any(p.overlay.device == device and p.is_unknown(ip) for p in self._pages.values())
+
     def answer(self, asked: Iterable[tuple[str, IP | None, MAC | None]]) -> list[Op]:
         """What to write for the kernel's questions (device, address, MAC); duplicates are answered once.
 
@@ -197,7 +211,7 @@ class VxlanNetwork:
         """Take the longest idle peers of a device out."""
         for pages in self._pages.values():
             if pages.overlay.device == device:
-                ops = pages.page_out(idle_s, IDLE_S, answered)
+                ops = pages.page_out(idle_s, self._idle_limit_s, answered)
                 self.desired.applied(op.obj for op in ops)
                 return ops
         return []

@@ -209,6 +209,13 @@ class Pages:
                 return peer
         return None
 
+    def is_unknown(self, ip: IP) -> bool:
+        """Whether an address is in the network, but in nobody's subnet that we know of, and not in our own."""
+        overlay = self.overlay
+        if not overlay.network.covers(ip) or overlay.subnet.covers(ip) or self.find(ip) is not None:
+            return False
+        return not any(subnet.covers(ip) for subnet in self._unserved)
+
     def answer_ip(self, ip: IP) -> list[Op]:
         """What to write when the kernel asks for an address on our device, in this order.
 

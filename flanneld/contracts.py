@@ -64,6 +64,14 @@ class Store(Protocol):
         """Keep ``table`` equal to the store, for ever: one list, then the watch."""
         ...
 
+    async def catch_up(self, table: LeaseTable) -> bool:
+        """Put leases into ``table`` that were written but whose news is still under way; tells whether any.
+
+        Raises:
+            Unavailable: the store cannot be asked now.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of connections. Leases stay (contract 0.4)."""
         ...
@@ -166,6 +174,11 @@ class DataPath(Protocol):
         """Addresses whose routes decide something."""
         ...
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether ``desired`` lacks nothing but changed leases; False at first and after a configuration."""
+        ...
+
     def settle(
         self, leases: Mapping[str, Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
     ) -> dict[str, str]:
@@ -176,8 +189,12 @@ class DataPath(Protocol):
         """Take changed leases (None = gone) into ``desired``; returns as ``settle``."""
         ...
 
+    def is_unknown(self, device: str, ip: IP | None) -> bool:
+        """Whether an address lies in space that anybody might have leased just now."""
+        ...
+
     def answer(self, asked: Iterable[tuple[str, IP | None, MAC | None]]) -> list[Op]:
-        """What to write for the kernel's questions."""
+        """What to write for the kernel's questions: the way to a peer, or a refusal."""
         ...
 
     def answer_is_right(self, entry: Neighbour) -> bool:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from flanneld.contracts import Backend, DataPath, TrafficManager, TrafficRules
-from flanneld.errors import ConfigError, KernelError
+from flanneld.errors import ConfigError, KernelError, Unavailable
 from flanneld.kernel.listen import Hint, Miss
 from flanneld.kernel.rtnl import Rtnl
-from flanneld.model.addr import Family, format_ip
+from flanneld.model.addr import IP, MAC, Family, format_ip
 from flanneld.model.host import ExtIface, HostNet, IfaceWish
 from flanneld.model.lease import LeaseTable
 from flanneld.plan.drift import Entry, judge
@@ -25,6 +25,10 @@ log = logging.getLogger("flanneld")
 
 REAP_EVERY_S = 30.0
 RULES_RETRY_S = 2.0
+CONFIRM_S = 0.25
+"""Longest wait for the store before an address is refused; senders get "unreachable" after it, or 3 s of silence."""
+MAX_OPEN = 4096
+"""Addresses waiting to be refused; the kernel's neighbour table holds fewer (gc_thresh3, 1024 by default)."""
 
 
 class RuleKeeper:
@@ -154,10 +158,28 @@ def _brief(ext: ExtIface) -> str:
 
 
 class Pager:
-    """Answers misses as they come, and takes idle peers out of the tables now and then."""
+    """Answers misses as they come, and takes idle peers out of the tables now and then.
 
-    def __init__(self, kernel: Rtnl, path: DataPath, table: LeaseTable, wake: Wake) -> None:
+    A peer that we know is answered at once. Before an address is refused the store is asked once whether
+    somebody leased it a moment ago: a host's first packet can overtake the news of its lease, and so can the
+    answer to it. The kernel keeps the packet meanwhile. All addresses that come up during one question share
+    the next one, so a scan costs the store one request at a time.
+    """
+
+    def __init__(
+        self,
+        kernel: Rtnl,
+        path: DataPath,
+        table: LeaseTable,
+        wake: Wake,
+        catch_up: Callable[[], Awaitable[bool]],
+        take_leases: Callable[[], None],
+    ) -> None:
         self._kernel, self._path, self._table, self._wake = kernel, path, table, wake
+        self._catch_up, self._take_leases = catch_up, take_leases
+        self._open: dict[tuple[str, IP | None, MAC | None], None] = {}
+        """Questions that would be refused as far as we know."""
+        self._unsure = asyncio.Event()
 
     def answer(self, misses: Sequence[Miss]) -> None:
         """Answer at once, on this turn of the loop.
@@ -168,11 +190,37 @@ class Pager:
         if not self._table.complete:
             return
         devices = self._devices()
-        asked = [(devices[m.ifindex], m.ip, m.mac if m.ip is None else None) for m in misses if m.ifindex in devices]
-        failures = self._kernel.apply_now(self._path.answer(asked))
+        known = []
+        for miss in misses:
+            if miss.ifindex not in devices:
+                continue
+            question = (devices[miss.ifindex], miss.ip, miss.mac if miss.ip is None else None)
+            if not self._path.is_unknown(*question[:2]):
+                known.append(question)
+            elif len(self._open) < MAX_OPEN:
+                self._open[question] = None
+                self._unsure.set()
+        self._write(known)
+
+    def _write(self, questions: Iterable[tuple[str, IP | None, MAC | None]]) -> None:
+        failures = self._kernel.apply_now(self._path.answer(questions))
         if failures:
             log.debug("an answer failed, looking again: %s", failures[0].error)
             self._wake("answer failed")
+
+    async def refuse(self) -> None:
+        """Refuse what nobody has leased, once the store has confirmed it, or does not answer in time; for ever."""
+        while True:
+            await self._unsure.wait()
+            self._unsure.clear()
+            questions, self._open = self._open, {}
+            try:
+                async with asyncio.timeout(CONFIRM_S):
+                    if await self._catch_up():
+                        self._take_leases()
+            except (Unavailable, ConfigError, TimeoutError):
+                pass  # the senders wait: as far as we know, nobody has these addresses
+            self._write(questions)
 
     def _devices(self) -> dict[int, str]:
         found = {}

@@ -16,6 +16,7 @@ from flanneld.contracts import DataPath, Failure, Kernel
 from flanneld.errors import KernelError
 from flanneld.model.lease import Lease, LeaseTable
 from flanneld.model.objects import Fdb, KernelObject, Link, Neighbour, Route, subject
+from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
 from flanneld.plan.drift import Entry, audit_lines
 from flanneld.retry import backoff
@@ -76,6 +77,18 @@ class Reconciler:
         self._damaged[want] = None
         self._wake(DAMAGE)
 
+    def take_leases(self) -> None:
+        """Bring ``desired`` up to date with changed leases now, and write the difference soon."""
+        if self._path.is_settled:
+            self._take_changed()
+        self._wake(LEASES)
+
+    def _take_changed(self) -> None:
+        path, table = self._path, self._table
+        leases: dict[str, Lease | None] = {key: table.get(key) for key in table.take_changes()}
+        direct = self._kernel.onlink(path.public_addresses(filter(None, leases.values())))
+        self._tell_notes(path.update(leases, direct))
+
     async def cycle(self, reasons: Reasons) -> bool:
         """One round; tells whether something remains to be retried."""
         began = time.monotonic()
@@ -115,9 +128,7 @@ class Reconciler:
             path.runner.prepare()
         observed = await self._kernel.read(path.own, path.desired.sysctls)
         if table.complete:
-            table.take_changes()
-            direct = self._kernel.onlink(path.public_addresses(table))
-            self._tell_notes(path.settle(table.by_key, observed, direct, fill=self._full_cycles > 0))
+            self._take_leases(observed)
         path.desired.take_changes()
         ops = plan(
             path.desired,
@@ -130,7 +141,9 @@ class Reconciler:
         failures = await self._kernel.apply(ops)
         if table.complete:
             # What came while nobody listened (at start, after an overrun) is still being asked for.
-            answers = path.answer((link, ip, None) for link, ip in observed.unresolved)
+            # (An address that nobody seems to have is left to the kernel to ask for again: see ``Pager``.)
+            open_ = [(link, ip, None) for link, ip in observed.unresolved if not path.is_unknown(link, ip)]
+            answers = path.answer(open_)
             failures += await self._kernel.apply(answers)
             self._full_cycles += 1
             if self._full_cycles == 1:
@@ -139,12 +152,20 @@ class Reconciler:
             path.runner.apply()
         return ops, failures
 
+    def _take_leases(self, observed: State) -> None:
+        """Bring ``desired`` up to date: all leases where routes or settings decide, else those that changed."""
+        path, table = self._path, self._table
+        if path.is_settled and not path.watches_routes:
+            self._take_changed()
+            return
+        table.take_changes()
+        direct = self._kernel.onlink(path.public_addresses(table))
+        self._tell_notes(path.settle(table.by_key, observed, direct, fill=self._full_cycles > 0))
+
     async def _short(self) -> tuple[list[Op], list[Failure]]:
         """Do what is known to have changed."""
-        path, table = self._path, self._table
-        leases: dict[str, Lease | None] = {key: table.get(key) for key in table.take_changes()}
-        direct = self._kernel.onlink(path.public_addresses(filter(None, leases.values())))
-        self._tell_notes(path.update(leases, direct))
+        path = self._path
+        self._take_changed()
         ops = plan_changes(path.desired.take_changes(), path.desired)
         damaged, self._damaged = self._damaged, {}
         ops += plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)

@@ -25,7 +25,11 @@ log = logging.getLogger("flanneld.kernel")
 
 # Legacy group bits of NETLINK_ROUTE (include/uapi/linux/rtnetlink.h, RTMGRP_*).
 GROUP_LINK, GROUP_NEIGH = 0x1, 0x4
+GROUP_TC = 0x8
 GROUP_ADDR4, GROUP_ROUTE4, GROUP_ADDR6, GROUP_ROUTE6 = 0x10, 0x40, 0x100, 0x400
+
+RTM_DELQDISC, RTM_DELTFILTER = 37, 45
+REMOVALS = frozenset({nl.RTM_DELLINK, RTM_DELQDISC, RTM_DELTFILTER})
 
 SO_RCVBUFFORCE, SO_ATTACH_FILTER = 33, 26
 RECEIVE_BUFFER_BYTES = 8 << 20
@@ -159,6 +163,25 @@ class HintListener(_Listener):
         elif kind in (nl.RTM_NEWNEIGH, nl.RTM_DELNEIGH):
             obj = nl.decode_neigh(body, self._names, any_state=True)
         return Hint(kind in (nl.RTM_NEWLINK, nl.RTM_NEWADDR, nl.RTM_NEWROUTE, nl.RTM_NEWNEIGH), obj) if obj else None
+
+
+class HookListener(_Listener):
+    """Tells when some of the devices are removed, or a qdisc or filter on them: never what is there instead."""
+
+    def __init__(self, removed: Callable[[], None]) -> None:
+        super().__init__(GROUP_LINK | GROUP_TC, removed)
+        self._removed = removed
+        self.devices: frozenset[int] = frozenset()
+        """Interface indexes of those that matter."""
+
+    def take(self, datagrams: Sequence[bytes]) -> None:
+        """One call for all that one turn brought."""
+        for datagram in datagrams:
+            for kind, _flags, _seq, _pid, body in nl.messages(datagram):
+                # ifinfomsg and tcmsg both have their index at offset 4
+                if kind in REMOVALS and struct.unpack_from("=i", body, 4)[0] in self.devices:
+                    self._removed()
+                    return
 
 
 def _accept_only(sock: socket.socket, message_type: int) -> None:

@@ -33,7 +33,10 @@ SOL_NETLINK = 270
 NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK = 11, 12, 10
 BATCH_MESSAGES = 64
 """Messages in one send. More gains nothing (style section 1), and their answers fit any receive buffer."""
-RECEIVE_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 16
+"""Twice the largest piece of a dump (net/netlink/af_netlink.c netlink_dump)."""
+_HEAD = struct.Struct("=IHH")
+_HEADER = struct.Struct("=IHHII")
 DUMP_RETRIES = 5
 
 
@@ -72,17 +75,19 @@ class Socket:
         return results
 
     def _batch(self, requests: Sequence[bytes]) -> list[tuple[int, str]]:
+        """One datagram. Only the last request asks for an answer: the kernel works in order and reports every
+        error, so what it has not complained of by then has succeeded."""
         first = self._seq + 1
         self._send(requests, nl.NLM_F_ACK)
-        results: list[tuple[int, str] | None] = [None] * len(requests)
-        missing = len(requests)
-        while missing:
+        results = [(0, "")] * len(requests)
+        answered = False
+        while not answered:
             for kind, flags, seq, _pid, body in nl.messages(self._receive()):
                 at = seq - first
-                if kind == nl.NLMSG_ERROR and 0 <= at < len(requests) and results[at] is None:
+                if kind == nl.NLMSG_ERROR and 0 <= at < len(requests):
                     results[at] = nl.parse_error(body, flags)
-                    missing -= 1
-        return [result or (0, "") for result in results]
+                    answered = at == len(requests) - 1
+        return results
 
     def dump(self, request: bytes) -> Iterator[list[tuple[int, memoryview]]]:
         """Yield the (type, body) messages of a dump, one datagram at a time.
@@ -140,12 +145,14 @@ class Socket:
                     answers[seq] = None if kind == nl.NLMSG_ERROR else body
         return [answers.get(first + i) for i in range(len(requests))]
 
-    def _send(self, requests: Iterable[bytes], flags: int) -> None:
-        parts = []
+    def _send(self, requests: Sequence[bytes], flags_of_last: int) -> None:
+        parts: list[bytes] = []
         for request in requests:
             self._seq = self._seq % 0x7FFFFFFF + 1
-            size, kind, own_flags = struct.unpack_from("=IHH", request)
-            parts.append(struct.pack("=IHHII", size, kind, own_flags | flags, self._seq, 0))
+            size, kind, flags = _HEAD.unpack_from(request)
+            if len(parts) == 2 * len(requests) - 2:
+                flags |= flags_of_last
+            parts.append(_HEADER.pack(size, kind, flags, self._seq, 0))
             parts.append(request[nl.HEADER_BYTES :])
         try:
             self._sock.send(b"".join(parts))
@@ -189,6 +196,12 @@ class Rtnl:
         """Interface indexes by name as of the last look; refreshed when a name is unknown."""
         self._nexthops = Nexthops()
 
+    def sibling(self) -> Rtnl:
+        """A second way to the same kernel, on a socket of its own; what one of them learns or writes the other knows."""
+        other = Rtnl()
+        other._index, other._nexthops = self._index, self._nexthops
+        return other
+
     @property
     def port_id(self) -> int:
         """Netlink port of our requests: notifications that carry it are echoes of our own writes."""
@@ -226,7 +239,8 @@ class Rtnl:
             names[index] = link.name
             if own.owns(link):
                 state.add(link)
-        self._index = {name: index for index, name in names.items()}
+        self._index.clear()  # in place: a sibling looks into the same one
+        self._index.update({name: index for index, name in names.items()})
         ours = {index: name for index, name in names.items() if name in state.links}
         await self._read_nexthops()
         for index in ours:

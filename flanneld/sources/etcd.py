@@ -141,10 +141,19 @@ class EtcdStore:
                     if await self._apply(batch, table):
                         changed("leases changed")
 
+    async def catch_up(self, table: LeaseTable) -> bool:
+        """See ``contracts.Store``."""
+        listing = await self._client.written_since(self._keys.subnets.encode(), table.revision)
+        leases = [(self._keys.name(kv.key), lease) for kv in listing.kvs if (lease := self._reader.lease(kv))]
+        news = [(name, lease) for name, lease in leases if not _is_older(lease.revision, table.get(name))]
+        return sum(table.put(name, lease) for name, lease in news) > 0  # all of them, not only up to the first
+
     async def _apply(self, batch: Batch, table: LeaseTable) -> bool:
         """Take over what a watch told; decodes first, so that readers of the table never see half a batch."""
         decoded: list[tuple[str, Lease | None]] = []
         for count, event in enumerate(batch.events, 1):
+            if _is_older(event.kv.mod_revision, table.get(self._keys.name(event.kv.key))):
+                continue  # overtaken by ``catch_up``
             if event.deleted:  # carries the key only
                 self._reader.forget(event.kv.key)
             decoded.append((self._keys.name(event.kv.key), None if event.deleted else self._reader.lease(event.kv)))
@@ -190,3 +199,7 @@ class EtcdStore:
             else:
                 outage.over()
                 return listing
+
+
+def _is_older(revision: int, known: Lease | None) -> bool:
+    return known is not None and revision < known.revision

@@ -86,7 +86,6 @@ def test_every_pod_reaches_every_other_and_the_outside(
     assert_all_pods_connected(lab)
 
 
-@pytest.mark.xfail(strict=True, reason="an unknown destination is failed before the watch can tell of its lease")
 def test_a_packet_that_overtakes_the_news_of_its_senders_lease_is_not_lost(make_lab: MakeLab) -> None:
     """A new host's pod may speak before etcd's watch has told its peers; "no such lease" must not be said in haste."""
     lab = make_lab(2, backend=ON_DEMAND)
