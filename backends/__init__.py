@@ -36,7 +36,7 @@ def _alloc(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
 def _udp(conf: NetConf, links: Mapping[str, Link], identity: str) -> Backend:
     from backends.udp import UdpBackend
 
-    return UdpBackend(conf)
+    return UdpBackend(conf, links)
 
 
 BACKENDS: Mapping[str, Create] = {"vxlan": _vxlan, "host-gw": _host_gw, "alloc": _alloc, "udp": _udp}

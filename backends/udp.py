@@ -6,6 +6,7 @@ who its peers are, and what address and route the TUN device has.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from flanneld.model.mtu import WireMTU, tunnel_mtu
 from flanneld.model.netconf import NetConf
 from flanneld.model.objects import Address, KernelObject, Link, Route
 from flanneld.plan.fold import Remote
+
+log = logging.getLogger("flanneld.udp")
 
 DEVICE = "flannel0"
 """Go flanneld asks for ``flannel%d`` and gets this one (contract 6.48)."""
@@ -92,11 +95,11 @@ class UdpNetwork(UnpagedNetwork):
 
     devices = frozenset({DEVICE})
 
-    def __init__(self, conf: NetConf, around: Surroundings, settings: UdpConf) -> None:
+    def __init__(self, conf: NetConf, around: Surroundings, settings: UdpConf, *, announced: bool) -> None:
         self.peers: dict[Prefix, UdpPeer] = {}
         self._settings = settings
         super().__init__(conf, around, NO_TYPE)
-        self.engine = UdpRunner(self, settings, around)
+        self.engine = UdpRunner(self, settings, around, announced=announced)
         self.runner = self.engine
 
     @property
@@ -141,14 +144,20 @@ def tun_mtu(ext: ExtIface) -> int:
 class UdpBackend:
     """See ``contracts.Backend``."""
 
-    def __init__(self, conf: NetConf) -> None:
+    def __init__(self, conf: NetConf, links: Mapping[str, Link]) -> None:
         self._conf = conf
-        self._settings, self.unknown_keys = parse_conf(conf)
+        self._settings, unknown = parse_conf(conf)
+        if unknown:
+            log.warning("unknown keys in Backend are ignored: %s", ", ".join(unknown))
         self._path: UdpNetwork | None = None
+        # Only the kernel path's TUN outlives its daemon. It still receives, so the announcement is not taken back
+        # for the second that a restart takes: every peer would change its way of sending, twice.
+        self._still_receives = DEVICE in links and self._settings.data_path in ("auto", "kernel")
 
     def lease_attrs(self, ext: ExtIface, identity: str) -> LeaseAttrs:
         """The address, and whether our kernel receives; without that, as Go flanneld writes it."""
-        data = b'{"KernelRx":true}' if self._path and self._path.engine.kernel_rx else b""
+        kernel_rx = self._path.engine.kernel_rx if self._path else self._still_receives
+        data = b'{"KernelRx":true}' if kernel_rx else b""
         return LeaseAttrs(ext.public_ip, None, NO_TYPE, data, identity=identity)
 
     def mtu(self, ext: ExtIface) -> int:
@@ -157,7 +166,7 @@ class UdpBackend:
 
     def data_path(self, around: Surroundings) -> DataPath:
         """Begin work on this host."""
-        self._path = UdpNetwork(self._conf, around, self._settings)
+        self._path = UdpNetwork(self._conf, around, self._settings, announced=self._still_receives)
         return self._path
 
     def reconfigure(self, conf: NetConf, path: DataPath) -> None:

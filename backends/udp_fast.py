@@ -141,6 +141,10 @@ class FastPath:
                 return False
         return True
 
+    def devices(self) -> frozenset[int]:
+        """Interface indexes of the devices that packets flow through."""
+        return frozenset(ifindex for ifindex, _program in self._attached.values())
+
     def reattach(self, cfg: FastConfig) -> None:
         """Take another external interface, address, port or switch; or repair what is not intact.
 

@@ -5,23 +5,34 @@
 ``basic``:  the same, one datagram a call.
 
 Owns the TUN and the socket. Why a path is not used is logged once and kept for the status line.
+
+What stays when the daemon ends, by SIGTERM or otherwise:
+
+- on the kernel path everything: the TUN, made persistent, with address and route, the pair ``flannel0c0`` and
+  ``flannel0c1``, and the filters. Packets flow on, and the next daemon takes over without losing one. Only what the
+  programs leave to the slow path (destinations without a lease) is dropped meanwhile. A next daemon on another path
+  removes the pair, the filters and the persistence; ``udp_fast.remove_leftovers`` does that. The ``clsact``
+  qdiscs stay, others may use them;
+- on the other paths nothing: the TUN goes with the process that holds it, as with Go flanneld, and its route with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backends.udp_packet import PumpConfig, UdpPeer
 from backends.udp_pump import Pump, probe_gso
 from flanneld.contracts import Surroundings
 from flanneld.errors import KernelError
 from flanneld.kernel import tun
+from flanneld.kernel.listen import HookListener
 from flanneld.model.addr import Prefix, format_ip
 
 if TYPE_CHECKING:
@@ -32,13 +43,33 @@ log = logging.getLogger("flanneld.udp")
 
 DEVICE = "flannel0"
 
+_REMEDIES = {
+    errno.EADDRINUSE: "is another flanneld using it? Backend.Port chooses another, on every host",
+    errno.EADDRNOTAVAIL: "the address has just left this host",
+}
+
+
+class _Ground(NamedTuple):
+    """What a data path is built on; when any of it changes, it is built again."""
+
+    ifindex: int
+    """Of the external interface: one that comes back under its old name is another one."""
+    cfg: FastConfig
+
 
 class UdpRunner:
-    """See ``contracts.Runner``."""
+    """See ``contracts.Runner``.
 
-    def __init__(self, path: UdpNetwork, settings: UdpConf, around: Surroundings) -> None:
+    Args:
+        path: whose packets are moved.
+        settings: from the network configuration.
+        around: what the data path is built on.
+        announced: whether our lease says already that our kernel receives.
+    """
+
+    def __init__(self, path: UdpNetwork, settings: UdpConf, around: Surroundings, *, announced: bool = False) -> None:
         self._path, self._settings, self._around = path, settings, around
-        self.kernel_rx = False
+        self.kernel_rx = announced
         """Whether our kernel receives: announced to peers."""
         self.rung = ""
         self.refusals: dict[str, str] = {}
@@ -47,7 +78,9 @@ class UdpRunner:
         self._sock: socket.socket | None = None
         self._pump: Pump | None = None
         self._fast: FastPath | None = None
-        self._bound = ""
+        self._hooks: HookListener | None = None
+        self._ground: _Ground | None = None
+        self._torn = False
         self._ended: BaseException | None = None
         self._applied: dict[Prefix, UdpPeer] | None = None
 
@@ -59,31 +92,35 @@ class UdpRunner:
     # ---- called by the reconcile loop ---------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the TUN if it is not there, so that the planner finds a device to work on.
+        """Make the TUN if it is not there, so that the planner finds a device to work on; look at our filters.
 
         Raises:
-            KernelError: no TUN can be had.
+            KernelError: no TUN can be had, or the kernel cannot be asked.
         """
-        if self._fd >= 0 and self._ended is None and _exists(DEVICE):
-            return
-        self._stop_pump()
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-        self._fd = tun.open_tun(DEVICE)
-        self._ended, self._applied = None, None
+        if self._fd < 0 or self._ended is not None or not _exists(DEVICE):
+            self._stop_pump()
+            self._close_tun()
+            self._fd = tun.open_tun(DEVICE)
+            self._ended = None
+        if self._fast is not None:
+            tun.set_persist(self._fd, True)
+            self._torn = not self._fast.is_intact()
 
     def apply(self) -> None:
-        """Start what is not running yet, follow the external interface, and hand over the peers.
+        """Start what is not running, follow the external interface, repair, and hand over the peers.
 
         Raises:
             KernelError: no data path can be started, or the kernel refused the peers.
         """
-        address = f"{format_ip(self._path.ext.ip)}" if self._path.ext.ip else ""
-        where = f"{self._path.ext.name}/{self._path.ext.ifindex}/{address}"
-        if self._pump is None or where != self._bound:
-            self._start(address)
-            self._bound = where
+        ground = self._wanted()
+        if self._pump is None or ground != self._ground:
+            self._start(ground)
+            self._ground = ground
+        elif self._fast is not None and self._torn:
+            self._fast.reattach(ground.cfg)
+            self._watch_hooks(self._fast)
+            log.warning("restored the udp data path's filters and devices: somebody had removed some of them")
+        self._torn = False
         if self._applied == self._path.peers:
             return
         peers = dict(self._path.peers)
@@ -91,44 +128,54 @@ class UdpRunner:
             self._fast.apply(peers)
         if self._pump is not None:
             self._pump.apply(peers)
-        self._applied = dict(peers)
+        self._applied = peers
 
     def close(self) -> None:
         """The daemon ends: the kernel path stays and forwards for its successor, the pump's TUN goes."""
         self._stop_pump()
+        if self._hooks is not None:
+            self._hooks.close()
         if self._fast is not None:
             self._fast.stop(keep=True)
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close_tun()
 
     # ---- the ladder ---------------------------------------------------------------------------
 
-    def _start(self, address: str) -> None:
+    def _start(self, ground: _Ground) -> None:
+        """Bring up the best data path that works; the first start decides which, later ones move it.
+
+        The socket comes first: a port that another daemon holds must be found before our filters take its packets.
+        """
         self._stop_pump()
-        cfg = self._fast_config()
+        sock = self._sock = self._open_socket(ground.cfg)
         if self._fast is not None:
-            self._fast.reattach(cfg)
+            self._fast.reattach(ground.cfg)
         elif not self.rung:
-            self._fast = self._try_kernel(cfg)
+            self._fast = self._try_kernel(ground.cfg)
         gso = self._settings.data_path != "basic" and self._allowed("gso", probe_gso())
-        self._sock = self._open_socket(address)
-        config = PumpConfig(self._path.subnet.host(0), self._path.mtu, self._settings.port, self._settings.any_source)
-        self._pump = Pump(self._fd, self._sock, config, gso=gso, gro=self._fast is None, ended=self._pump_ended())
+        config = PumpConfig(ground.cfg.tun_ip, ground.cfg.mtu, ground.cfg.port, self._settings.any_source)
+        self._pump = Pump(self._fd, sock, config, gso=gso, gro=self._fast is None, ended=self._pump_ended())
+        self._pump.apply(self._path.peers)
         self._pump.start()
         self._applied = None
-        rung = "kernel" if self._fast is not None else "gso" if gso else "basic"
+        if self._fast is not None:
+            self._watch_hooks(self._fast)
+        elif not self.rung:
+            self._remove_kernel_path()
+        self._told("kernel" if self._fast is not None else "gso" if gso else "basic")
+
+    def _told(self, rung: str) -> None:
         if rung != self.rung:
             self.rung = rung
             log.info("%s", self.status())
-        if self.kernel_rx != (self._fast is not None):
-            self.kernel_rx = self._fast is not None
+        if self.kernel_rx != (rung == "kernel"):
+            self.kernel_rx = rung == "kernel"
             self._around.republish()
 
     def _try_kernel(self, cfg: FastConfig) -> FastPath | None:
         if self._settings.data_path not in ("auto", "kernel"):
             return None
-        from backends.udp_fast import FastPath  # not needed, and not loaded, on the other rungs
+        from backends.udp_fast import FastPath  # not needed, and not loaded, until somebody asks for it
 
         fast = FastPath()
         why = fast.probe(cfg)
@@ -136,14 +183,26 @@ class UdpRunner:
             try:
                 tun.set_persist(self._fd, True)
                 fast.start(cfg)
-                fast.apply(dict(self._path.peers))
+                fast.apply(self._path.peers)
             except KernelError as exc:
                 why = str(exc)
-                fast.stop(keep=False)
-                tun.set_persist(self._fd, False)
-        if not self._allowed("kernel", why):
-            return None
-        return fast
+                with contextlib.suppress(KernelError):
+                    fast.stop(keep=False)
+        return fast if self._allowed("kernel", why) else None
+
+    def _remove_kernel_path(self) -> None:
+        """A former daemon may have left one, which would go on with the peers of its time."""
+        from backends.udp_fast import remove_leftovers
+
+        remove_leftovers(DEVICE)
+        tun.set_persist(self._fd, False)
+
+    def _watch_hooks(self, fast: FastPath) -> None:
+        """Have the loop look when somebody removes a device, qdisc or filter that packets flow through."""
+        if self._hooks is None:
+            self._hooks = HookListener(lambda: self._around.look("udp filters"))
+            self._hooks.start()
+        self._hooks.devices = fast.devices()
 
     def _allowed(self, name: str, why: str | None) -> bool:
         """Note a refusal; a data path that was asked for by name must work."""
@@ -156,14 +215,14 @@ class UdpRunner:
             raise KernelError(f'use the data path "{name}" that Backend.DataPath asks for', 0, why)
         return False
 
-    def _fast_config(self) -> FastConfig:
+    def _wanted(self) -> _Ground:
         from backends.udp_fast import FastConfig
 
         path, settings = self._path, self._settings
         v4, ip = path.conf.v4, path.ext.ip
         if v4 is None or ip is None:
             raise KernelError("start the udp data path", errno.EADDRNOTAVAIL, "no IPv4 address")
-        return FastConfig(
+        cfg = FastConfig(
             DEVICE,
             path.subnet.host(0),
             path.ext.name,
@@ -176,17 +235,20 @@ class UdpRunner:
             settings.hash_source_port,
             settings.beside_ipsec,
         )
+        return _Ground(path.ext.ifindex, cfg)
 
     # ---- the pump -----------------------------------------------------------------------------
 
-    def _open_socket(self, address: str) -> socket.socket:
+    def _open_socket(self, cfg: FastConfig) -> socket.socket:
+        address, port = format_ip(cfg.ext_ip), cfg.port
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
-            sock.bind((address, self._settings.port))
+            sock.bind((address, port))
         except OSError as exc:
             sock.close()
-            remedy = "is another flanneld using it? Backend.Port chooses another, on every host"
-            raise KernelError(f"listen on UDP {address}:{self._settings.port}", exc.errno or 0, remedy) from exc
+            raise KernelError(
+                f"listen on UDP {address}:{port}", exc.errno or 0, _REMEDIES.get(exc.errno or 0, "")
+            ) from exc
         return sock
 
     def _pump_ended(self) -> Callable[[BaseException], None]:
@@ -206,6 +268,11 @@ class UdpRunner:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+
+    def _close_tun(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _exists(device: str) -> bool:
