@@ -55,6 +55,33 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.kernel
 
+FORWARD_AND_REFUSE = """
+import time
+from contextlib import ExitStack
+from socket import AF_INET, AF_UNIX, SOCK_RAW, SOCK_SEQPACKET, socket, socketpair
+from backends.udp_pump import Pump
+from tests.support.golden_packets import *
+from tests.support.udp_bed import udp_socket
+
+try:
+    socket(AF_INET, SOCK_RAW, 255)
+    raise SystemExit("the capability was to be missing")
+except PermissionError:
+    pass
+near, far = socketpair(AF_UNIX, SOCK_SEQPACKET)
+far.setblocking(False)
+sock = udp_socket("127.0.0.1")
+pump = Pump(far.fileno(), sock, CONFIG, gso=True, ended=print)
+pump.apply({Prefix.parse("10.5.2.0/24"): UdpPeer(parse_ip("127.0.0.1"), sock.getsockname()[1], False)})
+pump.start()
+near.send(ipv4(POD, NOWHERE, UDP, b""))
+near.send(ipv4(POD, GO_POD, UDP, b""))
+print(near.recv(100) == ipv4(POD, GO_POD, UDP, b"", ttl=62), end=" ")
+pump.stop()
+print({name: n for name, n in pump.stats().items() if name.startswith("drop") and n or name == "icmp_sent" and n})
+"""
+"""Both in one: a packet to ourselves comes back two hops later, and one to nowhere is dropped."""
+
 MIXES = {"gso": (True, True), "basic": (False, False), "gso and basic": (True, False)}
 PATHS = {"gso": True, "basic": False}
 
@@ -457,6 +484,12 @@ class TestLife:
         with ExitStack() as stack, two_hosts() as (a, _):
             pump = a.ns.call(Pump, a.tun_fd, a.sock, CONFIG, gso=False, ended=a.ended.append)
             stack.callback(pump.stop)
+
+    def test_missing_cap_net_raw_costs_the_answers_only(self) -> None:
+        """A container may have been given NET_ADMIN alone."""
+        with Netns("udpp-c") as ns:
+            without = ("setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw")
+            assert ns.run(*without, sys.executable, "-c", FORWARD_AND_REFUSE) == "True {'drop_no_route': 1}\n"
 
     def test_segmentation_is_found_by_doing_it(self) -> None:
         with Netns("udpp-n") as ns:
