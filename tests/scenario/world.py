@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from backends.vxlan import VxlanConf
-from backends.vxlan_net import VxlanNetwork
+from backends.vxlan_net import IDLE_S, VxlanNetwork
 from flanneld.contracts import Kernel, Surroundings
 from flanneld.model.addr import MAC, Family, Prefix, parse_ip, parse_mac
 from flanneld.model.host import ExtIface
@@ -33,13 +33,21 @@ def peer(number: int, *, mac: str = "", ip: str = "", backend: str = "vxlan", re
 class Host:
     """A reconcile loop without its timers: ``settle`` runs cycles until nothing is left to do."""
 
-    def __init__(self, kernel: Kernel, ifindex: int, *, page_ahead: int = 8192, direct_routing: bool = False) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        ifindex: int,
+        *,
+        page_ahead: int = 8192,
+        direct_routing: bool = False,
+        idle_limit_s: float = IDLE_S,
+    ) -> None:
         conf = parse_netconf(b'{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}')
         ext = ExtIface("eth0", ifindex, 1500, OWN_IP, None, OWN_IP, None)
         around = Surroundings(ext, {Family.V4: OWN}, "flanneld /coreos.com/network", (), False)
         settings = VxlanConf(page_ahead=page_ahead, direct_routing=direct_routing)
         macs: dict[Family, MAC] = {Family.V4: OWN_MAC}
-        self.path = VxlanNetwork(conf, settings, macs, around)
+        self.path = VxlanNetwork(conf, settings, macs, around, idle_limit_s)
         self.kernel = kernel
         self.table = LeaseTable()
         self.problem: str | None = None
