@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable
 from flanneld.lab.lab import Lab, timed
 from flanneld.lab.probe import Matrix, egress_source, full_size_ping, ping_matrix
 from flanneld.lab.spec import LabSpec
+from flanneld.lab.transfer import DATAGRAMS, TCP_BYTES, tcp_transfer, udp_transfer
 from flanneld.model.addr import Family
 from flanneld.report.table import render_table
 
 LOSS_PACKETS = 20
+WITHOUT_DATA_PATH = frozenset({"alloc"})
+"""Backends that hand out subnets and leave it to somebody else to connect them (contract 6.55)."""
 
 Write = Callable[[str], None]
 
@@ -25,20 +28,27 @@ def run(spec: LabSpec, write: Write) -> bool:
         write: called with each line of output.
 
     Returns:
-        Whether every first packet, every later one, every full-size one and every connection to the outside
-        got through.
+        Whether every first packet, every later one, every full-size one, every transfer and every connection to
+        the outside got through, as far as the backend promises it.
 
     Raises:
         FlannelError: the lab could not be built.
     """
     begun = time.monotonic()
     lab = Lab(spec)
-    write(f"Building a cluster of {spec.hosts} hosts on this machine (backend {spec.backend.get('Type', 'udp')})")
+    backend = str(spec.backend.get("Type", "udp"))
+    moves_packets = backend not in WITHOUT_DATA_PATH
+    write(f"Building a cluster of {spec.hosts} hosts on this machine (backend {backend})")
     lab.up(lambda what: timed(write, what))
     try:
         _show_leases(lab, write)
         _show_subnet_files(lab, write)
-        problems = [problem for family in spec.families for problem in _judge(lab, family, write)]
+        if not moves_packets:
+            write(f"\nPod to pod: {backend} leases subnets and moves no packets; connecting them is yours to do")
+        problems: list[str] = []
+        for family in spec.families:
+            problems += _judge_overlay(lab, family, write) if moves_packets else ()
+            problems += _judge_egress(lab, family, write)
     finally:
         with timed(lambda line: write("\n" + line), "taken down: daemons, etcd, links, namespaces"):
             lab.down()
@@ -48,12 +58,13 @@ def run(spec: LabSpec, write: Write) -> bool:
         for problem in problems:
             write(f"  {problem}")
     else:
-        write(f"\nOK {took}: every pod reached every other and the outside; no first packet was lost.")
+        reached = "every other and the outside; no first packet was lost" if moves_packets else "the outside"
+        write(f"\nOK {took}: every pod reached {reached}.")
     return not problems
 
 
-def _judge(lab: Lab, family: Family, write: Write) -> Iterable[str]:
-    """Measure one family, show the figures and yield a sentence for each that is not as it should be."""
+def _judge_overlay(lab: Lab, family: Family, write: Write) -> Iterable[str]:
+    """Measure one family between pods, show the figures and yield a sentence for each that is not as it should be."""
     write(f"\nPod to pod over {family.label}: round trip of the very first packet, milliseconds")
     matrix = ping_matrix(lab, family)
     write_matrix(matrix, len(lab.hosts), write)
@@ -73,7 +84,25 @@ def _judge(lab: Lab, family: Family, write: Write) -> Iterable[str]:
         write(f"  {size}-byte packets, unfragmented: {'pass' if not outcome.lost else 'DO NOT PASS'}")
         if outcome.lost:
             yield f"{family.label} packets of {size} bytes, as FLANNEL_MTU promises, do not pass"
+        yield from _judge_transfers(lab, family, write)
 
+
+def _judge_transfers(lab: Lab, family: Family, write: Write) -> Iterable[str]:
+    """Have each pod send to the next one, and compare what arrived by its SHA-256."""
+    write(f"\nTransfers over {family.label}, checked by SHA-256: {TCP_BYTES >> 20} MiB of TCP, {DATAGRAMS} datagrams")
+    for source in range(1, len(lab.hosts) + 1):
+        target = source % len(lab.hosts) + 1
+        tcp, udp = tcp_transfer(lab, source, target, family), udp_transfer(lab, source, target, family)
+        way = f"pod{source} to pod{target}"
+        verdict = {True: "intact", False: "DAMAGED"}
+        write(f"  {way:<16} TCP {verdict[tcp.is_intact]:<9} UDP {verdict[udp.is_intact]}")
+        for kind, outcome in (("TCP", tcp), ("UDP", udp)):
+            if not outcome.is_intact:
+                yield f"{kind} over {family.label} from {way}: {outcome.complaint}"
+
+
+def _judge_egress(lab: Lab, family: Family, write: Write) -> Iterable[str]:
+    """Connect each pod to the outside, show what is seen there, and yield a sentence for each that is wrong."""
     write(f"\nPod to the outside over {family.label}: the address that the outside host sees")
     for host in lab.hosts:
         seen, expected = egress_source(lab, host.number, family), host.address(family)
