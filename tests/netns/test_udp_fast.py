@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -24,7 +25,7 @@ from flanneld.kernel.rtnl import Socket
 from flanneld.model.addr import Prefix, parse_ip
 from tests.support import golden_packets as golden
 from tests.support.netns import Netns
-from tests.support.udp_hosts import MTU, TUN, Host, pair, peer_of, tcp_digests, udp_digests, wired
+from tests.support.udp_hosts import MTU, TUN, Endpoint, Host, pair, peer_of, tcp_digests, udp_digests, wired
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("udp_kernel")]
 
@@ -211,26 +212,35 @@ PATHS = {
 }
 
 
+class Ends(NamedTuple):
+    """What talks to each other."""
+
+    hosts: tuple[Endpoint, Endpoint]
+    pods: tuple[Endpoint, Endpoint]
+
+
 @pytest.fixture(scope="module", params=PATHS)
-def hosts(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
+def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
     kernel, changes = PATHS[request.param]
-    with pair(kernel=kernel, **changes) as made:
-        yield made
+    with pair(kernel=kernel, **changes) as (one, two):
+        yield Ends((one, two), (one.pod(), two.pod()))
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["forth", "back"])
-def test_tcp_and_udp_arrive_bit_by_bit(hosts: tuple[Host, Host], back: bool) -> None:
-    one, two = reversed(hosts) if back else hosts
+@pytest.mark.parametrize("who", Ends._fields)
+def test_tcp_and_udp_arrive_bit_by_bit(ends: Ends, who: str, back: bool) -> None:
+    one, two = reversed(getattr(ends, who)) if back else getattr(ends, who)
     sent, came = tcp_digests(one, two)
     assert sent == came
-    for segment in (0, 1200):
+    # Before Linux 6.11 a socket makes no super-packets for a device without checksum offload, such as a TUN; pods can.
+    for segment in (0, 1200) if who == "pods" else (0,):
         sent_all, came_all = udp_digests(one, two, segment=segment)
         assert sent_all == came_all
 
 
 @pytest.mark.parametrize("size", [56, 1444, 4000, 30000])
-def test_ping_of_any_size_is_answered(hosts: tuple[Host, Host], size: int) -> None:
-    one, two = hosts
+def test_ping_of_any_size_is_answered(ends: Ends, size: int) -> None:
+    one, two = ends.pods
     assert " 0% packet loss" in one.ping(two, size=size)
 
 
@@ -246,16 +256,6 @@ def test_kernel_peers_do_without_the_pump() -> None:
             assert host.pump
             assert not any(host.pump.stats().values())
         assert one.fast.stats()["tx_packets"] > (8 << 20) // MTU, "super-packets are counted as what they are on a wire"
-
-
-def test_pods_reach_each_other_through_hosts_that_forward() -> None:
-    with pair() as (one, two):
-        here, there = one.pod(), two.pod()
-        for sender, receiver in ((here, there), (there, here)):
-            assert " 0% packet loss" in sender.ping(receiver, size=4000)
-            assert len(set(tcp_digests(sender, receiver))) == 1
-            sent, came = udp_digests(sender, receiver, segment=1200)
-            assert sent == came
 
 
 SINGLY = "tso off gso off tx-udp-segmentation off tx-udp_tnl-segmentation off"

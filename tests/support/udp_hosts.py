@@ -114,6 +114,8 @@ class Host(Endpoint):
         """A container behind this host, which forwards for it."""
         pod = self._open.enter_context(Endpoint(f"udpfastpod{self.number}", f"10.5.{self.number}.7"))
         join(self.netns, "pod", pod.netns, "eth0")
+        for space, device in ((self.netns, "pod"), (pod.netns, "eth0")):  # as CNI sets it from subnet.env
+            space.run("ip", "link", "set", device, "mtu", str(MTU))
         self.netns.run("ip", "addr", "add", f"10.5.{self.number}.1/24", "dev", "pod")
         self.netns.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         pod.netns.run("ip", "addr", "add", f"{pod.overlay}/24", "dev", "eth0")
