@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     if os.geteuid() != 0:
         print("the benchmark builds network namespaces and so must run as root", file=sys.stderr)
         return 1
-    commands = [Command("ours", ()), *given.daemon]
+    commands = [Command("ours", ())] * all(command.label != "ours" for command in given.daemon) + given.daemon
     results = Results([command.label for command in commands])
     began, load = time.time(), os.getloadavg()[0]
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -125,7 +125,14 @@ def _write(results: Results, head: Sequence[str], out: Path) -> None:
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.bench", description="Benchmark of flanneld.", epilog=EPILOG)
     add = parser.add_argument
-    add("--daemon", action="append", type=_command, default=[], metavar="[NAME=]CMD", help="measured beside ours")
+    add(
+        "--daemon",
+        action="append",
+        type=_command,
+        default=[],
+        metavar="[NAME=]CMD",
+        help="measured beside ours; NAME ours replaces it",
+    )
     add("--backend", type=_words, default=["vxlan"], metavar="TYPE,...", help="vxlan, host-gw, udp, alloc")
     add("--sizes", type=_sizes, default=[100, 1000, 5000], metavar="N,...", help="leases present at the start")
     add("--big", type=int, metavar="N", help=f"leases of the big cases (default {BIG}, quick {QUICK_BIG})")

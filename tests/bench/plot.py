@@ -58,11 +58,12 @@ def draw(title: str, unit: str, curves: Mapping[str, Curve]) -> str:
 
 
 class _Axis:
-    """A logarithmic scale that begins and ends at a 1, 2 or 5 times a power of ten."""
+    """A logarithmic scale that begins and ends at a round number."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        steps = [factor * 10.0**power for power in range(-6, 9) for factor in (1, 2, 5)]
         low, high = min(values), max(values)
+        factors = (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 7)  # a narrow range needs a finer scale
+        steps = [factor * 10.0**power for power in range(-6, 9) for factor in factors]
         first = max((i for i, step in enumerate(steps) if step <= low), default=0)
         last = min((i for i, step in enumerate(steps) if step >= high), default=len(steps) - 1)
         self._steps = steps[first : max(last, first + 1) + 1]
