@@ -21,12 +21,15 @@ log = logging.getLogger("flanneld.vxlan")
 RESTART_KEYS = (("vni", "VNI"), ("port", "Port"), ("gbp", "GBP"))
 """Settings that a device cannot change while it lives, and that peers must share."""
 
+ALIAS_MARK = "flanneld "
+"""How the ``ifalias`` of a device of ours begins, whatever its network."""
+
 
 class VxlanBackend:
     """See ``contracts.Backend``."""
 
     def __init__(self, conf: NetConf, links: Mapping[str, Link], identity: str) -> None:
-        self._conf = conf
+        self._conf, self._links = conf, links
         self._settings, unknown = vxlan.parse_conf(conf)
         if unknown:
             log.warning("unknown keys in Backend are ignored: %s", ", ".join(unknown))
@@ -54,7 +57,19 @@ class VxlanBackend:
         return min(vxlan.family_mtu(self._settings, ext, family) for family in self._conf.families())
 
     def data_path(self, around: Surroundings) -> DataPath:
-        """Begin work on this host."""
+        """Begin work on this host.
+
+        Raises:
+            ConfigError: too small an MTU, no address, or the device is another network's (failures F21).
+        """
+        for family in self._conf.families():
+            name = vxlan.DEVICE_NAME[family].format(self._settings.vni)
+            alias = self._links[name].alias if name in self._links else ""
+            if alias.startswith(ALIAS_MARK) and alias != around.alias:
+                raise ConfigError(
+                    f'device {name} belongs to "{alias}", this daemon is "{around.alias}": two networks on one host '
+                    f"need different values of Backend.VNI; if that network is gone: ip link del {name}"
+                )
         return VxlanNetwork(self._conf, self._settings, self._macs, around)
 
     def reconfigure(self, conf: NetConf, path: DataPath) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from flanneld.contracts import DataPath, Failure, Kernel
 from flanneld.errors import KernelError
 from flanneld.model.lease import Lease, LeaseTable
-from flanneld.model.objects import Fdb, KernelObject, Link, Neighbour, Route, subject
+from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl, subject
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
 from flanneld.plan.drift import Entry, audit_lines
@@ -51,7 +51,11 @@ class Reconciler:
         self._kernel, self._path, self._table, self._wake = kernel, path, table, wake
         self._report = report
         self._settled: set[KernelObject] = set()
-        """What was right after the last full cycle: if it has to be put again, somebody else changed it."""
+        """Devices, settings and addresses that were right after the last cycle: put again, they are repairs."""
+        self._fresh: set[KernelObject] = set()
+        """Entries that leases brought, changed or took since the last cycle; any other write is a repair."""
+        self._was_right = False
+        """Whether there was a cycle that left nothing undone, so that there is something to repair."""
         self._damaged: dict[KernelObject, None] = {}
         """Wanted entries that were announced as gone or changed."""
         self._notes: dict[str, str] = {}
@@ -112,7 +116,7 @@ class Reconciler:
             self._wake("a short cycle failed")
             return False
         self._tell(reasons, ops, failures, began)
-        self._remember(ops, failures, full=full)
+        self._remember(failures)
         # A device that cannot be changed in place is made anew, once, in the next cycle.
         self._recreate = frozenset(
             f.op.obj.name for f in failures if f.op.verb is Verb.PUT and isinstance(f.op.obj, Link)
@@ -129,7 +133,7 @@ class Reconciler:
         observed = await self._kernel.read(path.own, path.desired.sysctls)
         if table.complete:
             self._take_leases(observed)
-        path.desired.take_changes()
+        self._fresh.update(path.desired.take_changes())
         ops = plan(
             path.desired,
             observed,
@@ -166,7 +170,9 @@ class Reconciler:
         """Do what is known to have changed."""
         path = self._path
         self._take_changed()
-        ops = plan_changes(path.desired.take_changes(), path.desired)
+        changed = path.desired.take_changes()
+        self._fresh.update(changed)
+        ops = plan_changes(changed, path.desired)
         damaged, self._damaged = self._damaged, {}
         ops += plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)
         failures = await self._kernel.apply(ops)
@@ -195,19 +201,25 @@ class Reconciler:
                 (time.monotonic() - began) * 1000,
             )
 
-    def _remember(self, ops: list[Op], failures: Sequence[Failure], *, full: bool) -> None:
+    def _remember(self, failures: Sequence[Failure]) -> None:
         """Keep what is right now, to tell damage from change later."""
-        if full:
-            self._settled = set(self._path.desired)
-        for op in ops if not full else ():
-            (self._settled.discard if op.verb is Verb.DELETE else self._settled.add)(op.obj)
-        self._settled.difference_update(f.op.obj for f in failures)
+        failed = {f.op.obj for f in failures}
+        desired = self._path.desired
+        self._settled = {*desired.links.values(), *desired.addresses.values()}
+        self._settled.update(Sysctl(path, value) for path, value in desired.sysctls.items())
+        self._settled -= failed
+        self._fresh = failed
+        self._was_right = self._was_right or not failures
 
     def _is_repair(self, op: Op) -> bool:
         """Whether an operation undoes what somebody else did, and not what a lease asked for."""
+        if op.verb is Verb.DELETE:
+            return op.obj not in self._fresh
         if op.verb is Verb.CREATE:
             return any(isinstance(obj, Link) and obj.name == subject(op.obj)[1] for obj in self._settled)
-        return (op.obj in self._settled) is (op.verb is Verb.PUT)
+        if isinstance(op.obj, Link | Address | Sysctl):
+            return op.obj in self._settled
+        return self._was_right and op.obj not in self._fresh
 
     def _tell_failures(self, failures: Sequence[Failure]) -> None:
         """One line when an operation begins to fail, one when it works again."""

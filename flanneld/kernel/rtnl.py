@@ -195,9 +195,11 @@ class Rtnl:
         self._index: dict[str, int] = {}
         """Interface indexes by name as of the last look; refreshed when a name is unknown."""
         self._nexthops = Nexthops()
+        self._given_up: dict[str, str] = {}
+        """Settings that cannot be written here; read as if they had been, so that nobody tries again and again."""
 
     def sibling(self) -> Rtnl:
-        """A second way to the same kernel, on a socket of its own; what one of them learns or writes the other knows."""
+        """A second way to the same kernel, on its own socket; what one of them learns or writes the other knows."""
         other = Rtnl()
         other._index, other._nexthops = self._index, self._nexthops
         return other
@@ -223,6 +225,7 @@ class Rtnl:
             try:
                 state = await self._read(own)
                 _read_sysctls(settings, state)
+                state.sysctls.update(self._given_up)
                 return state
             except KernelError as exc:
                 # ENODEV: a device went between the list of devices and the look at what is on it
@@ -353,7 +356,7 @@ class Rtnl:
             try:
                 if isinstance(op.obj, Sysctl):
                     failures += self._flush(waiting)
-                    _write_sysctl(op.obj)
+                    self._set(op.obj)
                 elif op.verb is Verb.CREATE:
                     failures += self._flush(waiting)  # what follows needs the new device's index
                     self._create(op)
@@ -384,6 +387,29 @@ class Rtnl:
                 return None
             text = f"{there} of somebody else is in the way" if there else text
         return Failure(op, KernelError(str(op), code, text))
+
+    def _set(self, obj: Sysctl) -> None:
+        """Write a setting; where /proc/sys cannot be written, as in most containers, over netlink if it goes."""
+        try:
+            with open(f"/proc/sys/{obj.path}", "w") as file:
+                file.write(obj.value)
+        except OSError as exc:
+            if exc.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise KernelError(f"set {obj}", exc.errno or 0) from exc
+            self._set_over_netlink(obj, exc)
+
+    def _set_over_netlink(self, obj: Sysctl, refusal: OSError) -> None:
+        _net, version, kind, device, name = obj.path.split("/")
+        if kind != "neigh" or name not in nl.NEIGH_SETTINGS:
+            # What remains are router advertisements and duplicate address detection on a device that hears
+            # neither: worth a line, not worth a host (flannel ignores the error as well, contract 6.13).
+            log.warning("%s cannot be set, /proc/sys is read-only: going on without", obj)
+            self._given_up[obj.path] = obj.value
+            return
+        family = Family.V4 if version == "ipv4" else Family.V6
+        ((code, text),) = self._sock.batch([nl.neigh_setting(family, self.index(device), name, int(obj.value))])
+        if code:
+            raise KernelError(f"set {obj}", code, text)
 
     def _create(self, op: Op) -> None:
         if not isinstance(op.obj, Link):
@@ -464,12 +490,3 @@ def _read_sysctls(paths: Iterable[str], state: State) -> None:
                 state.add(Sysctl(path, file.read().strip()))
         except OSError:
             continue  # no such device yet: absent from the state
-
-
-def _write_sysctl(obj: Sysctl) -> None:
-    try:
-        with open(f"/proc/sys/{obj.path}", "w") as file:
-            file.write(obj.value)
-    except OSError as exc:
-        detail = "mount /proc/sys writable for the daemon" if exc.errno == errno.EROFS else ""
-        raise KernelError(f"set {obj}", exc.errno or 0, detail) from exc

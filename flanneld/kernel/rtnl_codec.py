@@ -23,6 +23,8 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_SETNEIGHTBL = 67
+NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX = 1, 6, 1
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
@@ -32,8 +34,8 @@ AF_UNSPEC, AF_BRIDGE = 0, 7
 IFF_UP = 0x1
 
 NUD_INCOMPLETE, NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x01, 0x02, 0x04, 0x08, 0x10
-NUD_FAILED, NUD_PERMANENT = 0x20, 0x80
-NUD_ANSWERED = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE
+NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 0x20, 0x40, 0x80
+NUD_ANSWERED = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP
 NTF_SELF = 0x02
 
 RT_TABLE_MAIN = 254
@@ -129,11 +131,14 @@ def neighbour(obj: Neighbour, ifindex: int, *, delete: bool = False) -> bytes:
     """Create, replace or delete an ARP / neighbour-discovery entry.
 
     An entry without a MAC is a refusal: it fails what the kernel is resolving, and the queued packets are
-    answered with "unreachable" at once.
+    answered with "unreachable" at once. One that is not permanent is NOARP: never asked about again, and the
+    first to make room when the kernel's table is full. REACHABLE ones cannot be collected for 5 s
+    (net/core/neighbour.c neigh_forced_gc), so that a scan through leased subnets would fill the 1024 places
+    of gc_thresh3 and keep every new destination of the machine out meanwhile.
     """
     if not obj.mac and not delete:
         return _neighbour_failed(obj.ip, ifindex)
-    state = NUD_PERMANENT if obj.permanent else NUD_REACHABLE
+    state = NUD_PERMANENT if obj.permanent else NUD_NOARP
     head = _NDMSG.pack(2 if len(obj.ip) == 4 else 10, ifindex, state, 0, RTN_UNICAST)
     if delete:
         return message(RTM_DELNEIGH, 0, head + attr(NDA_DST, obj.ip))
@@ -151,6 +156,20 @@ def fdb(obj: Fdb, ifindex: int, *, delete: bool = False) -> bytes:
         _NDMSG.pack(AF_BRIDGE, ifindex, NUD_PERMANENT, NTF_SELF, 0) + attr(NDA_DST, obj.dst) + attr(NDA_LLADDR, obj.mac)
     )
     return message(RTM_DELNEIGH, 0, body) if delete else message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+NEIGH_SETTINGS: Final = {"app_solicit": 9, "ucast_solicit": 10, "mcast_solicit": 11, "unres_qlen_bytes": 16}
+"""Files below /proc/sys/net/*/neigh/DEV that are attributes of RTM_SETNEIGHTBL too: NDTPA_* of neighbour.h."""
+
+
+def neigh_setting(family: Family, ifindex: int, name: str, value: int) -> bytes:
+    """Set one of ``NEIGH_SETTINGS`` of a device; needs no writable /proc/sys, which containers lack."""
+    table = b"arp_cache\0" if family is Family.V4 else b"ndisc_cache\0"
+    parms = _u32(NDTPA_IFINDEX, ifindex) + _u32(NEIGH_SETTINGS[name], value)
+    head = struct.pack("=BxH", family, 0)  # ndtmsg
+    return message(
+        RTM_SETNEIGHTBL, NLM_F_REPLACE, head + attr(NDTA_NAME, table) + attr(NDTA_PARMS | NLA_F_NESTED, parms)
+    )
 
 
 def dump_neighbours(ifindex: int, *, bridge: bool) -> bytes:
@@ -189,8 +208,8 @@ def _mac(raw: bytes | None) -> MAC | None:
 def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool = False) -> Neighbour | Fdb | None:
     """A neighbour or forwarding entry on one of the named links; None for what does not concern us.
 
-    Unresolved, failed and no-ARP neighbours belong to the kernel and are left out of states; so are
-    learned forwarding entries. ``any_state`` lets neighbours of every state through, for notifications:
+    Unresolved and failed neighbours and those of multicast and broadcast addresses belong to the kernel
+    and are left out of states; so are learned forwarding entries. ``any_state`` lets neighbours of every state through, for notifications:
     a deleted entry is announced as failed, without its MAC.
     """
     family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
@@ -204,6 +223,8 @@ def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool 
     if dst is None or mac is None:
         return None
     if family != AF_BRIDGE:
+        if state & NUD_NOARP and (dst[0] == 0xFF or (len(dst) == 4 and dst[0] >= 224)):
+            return None
         return Neighbour(link, dst, mac, bool(state & NUD_PERMANENT))
     if not state & NUD_PERMANENT:
         return None
