@@ -26,6 +26,8 @@ _numbers = count(1)
 POLL_S = 0.001
 """How exactly the appearance of a file is timed."""
 READY_POLL_S = 0.01
+LOOK_S = 0.5
+"""How often we look whether the daemon still lives."""
 DEFAULT_PAGE_AHEAD = 8192
 SPARE_LEASES = 2000
 """Leases that a case may add to those present at the start."""
@@ -180,7 +182,7 @@ class Stage:
         began = self.launch()
         deadline = time.monotonic() + timeout_s
         env_ns = ready_ns = 0
-        next_ask = 0.0
+        next_ask = next_look = 0.0
         while not (env_ns and goal.look(self.watcher) and (ready_ns or not ready)) and time.monotonic() < deadline:
             self.watcher.take(POLL_S)
             if not env_ns and self.host.daemon.subnet_file.exists():
@@ -190,9 +192,10 @@ class Stage:
                 ready_ns = time.monotonic_ns() if status == 200 else 0
                 ready = status != 404  # Go flanneld has no such page
                 next_ask = time.monotonic() + READY_POLL_S
+            if time.monotonic() >= next_look:
+                self._must_run()
+                next_look = time.monotonic() + LOOK_S
         cpu_s = self.usage().cpu_s
-        if not self.host.daemon.is_running():
-            raise Unavailable(f"{self.command.label} ended: {self.host.daemon.log().strip()[-300:]}")
         return Start(
             _since(began, env_ns),
             _since(began, ready_ns),
@@ -209,8 +212,22 @@ class Stage:
         return Entries(self.host)
 
     def wait(self, goal: Goal, timeout_s: float) -> bool:
-        """Wait until a goal is reached; tells whether it was."""
-        return wait_for(self.watcher, goal, timeout_s)
+        """Wait until a goal is reached; tells whether it was.
+
+        Raises:
+            Unavailable: the daemon ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not wait_for(self.watcher, goal, LOOK_S):
+            self._must_run()
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _must_run(self) -> None:
+        if not self.host.daemon.is_running():
+            said = self.host.daemon.log().strip().splitlines()[-1:]
+            raise Unavailable(f"the daemon ended; it said last: {' '.join(said)}")
 
 
 def _since(began: int, at: int) -> float | None:
