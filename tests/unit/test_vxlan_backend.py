@@ -55,7 +55,7 @@ def test_a_device_of_another_network_is_refused_with_the_remedy() -> None:
 def test_what_peers_must_share_cannot_change_live(key: str, value: str) -> None:
     backend = VxlanBackend(CONF, {}, "")
     path = backend.data_path(AROUND)
-    changed = parse_netconf('{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","%s":%s}}' % (key, value))
+    changed = parse_netconf(f'{{"Network":"10.5.0.0/16","Backend":{{"Type":"vxlan","{key}":{value}}}}}')
     with pytest.raises(ConfigError, match=f"Backend.{key} changed from .* needs a restart"):
         backend.reconfigure(changed, path)
 
