@@ -17,18 +17,25 @@ def place(own: Path = Path("/proc/self/ns/net"), init: Path = Path("/proc/1/ns/n
 
     A name outlives the re-creation of its namespace, which is what makes it the host's.
     """
-    try:
-        here = own.stat()
-        there = init.stat()
-    except OSError:
-        return ""  # no permission to look at process 1: a container, whose state directory is its own
-    if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+    here = _identity(own)
+    if here is None:
         return ""
     try:
         for path in sorted(names.iterdir()):
-            found = path.stat()
-            if (found.st_dev, found.st_ino) == (here.st_dev, here.st_ino):
+            if _identity(path) == here:
                 return f"netns-{path.name}"
     except OSError:
-        pass
-    return f"netns-{here.st_ino}"
+        pass  # no namespace on this machine has a name
+    machine = _identity(init)
+    if machine is None or machine == here:
+        return ""  # the machine's own; or process 1 may not be looked at: a container, with a directory of its own
+    return f"netns-{here[1]}"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a namespace file; None if it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
