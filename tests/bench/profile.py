@@ -1,8 +1,9 @@
 """Runs our daemon under a sampling profiler; takes the place of a daemon command of the benchmark.
 
 ``python -m tests.bench --only life --sizes 5000 --rounds 1 --daemon "profiled=python -m tests.bench.profile FILE"``
-then ``python -m tests.bench.profile FILE`` shows where CPU time went. The kernel's profiling timer ticks once a
-millisecond of CPU time, kernel time included, so what a system call costs is found at the line that made it.
+then ``python -m tests.bench.profile FILE ...`` shows where CPU time went. The kernel's profiling timer counts CPU time, kernel
+time included, so what a system call costs is found at the line that made it; it is as fine as the kernel's tick
+(4 ms with HZ=250), so add up several starts before believing small figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -44,7 +46,8 @@ def record(file: Path, argv: list[str]) -> int:
             if (total := stacks.total()) != written:
                 written = total
                 fresh = file.with_suffix(".new")
-                fresh.write_text(json.dumps([[*stack, count] for stack, count in list(stacks.items())]))
+                found = [[*stack, count] for stack, count in list(stacks.items())]
+                fresh.write_text(json.dumps({"cpu_s": time.process_time(), "stacks": found}))
                 fresh.replace(file)
 
     file.unlink(missing_ok=True)
@@ -54,22 +57,24 @@ def record(file: Path, argv: list[str]) -> int:
     return flanneld(argv)
 
 
-def show(file: Path) -> None:
-    """Print functions by the share of samples in them and all that they call."""
+def show(files: Sequence[Path]) -> None:
+    """Print functions by the CPU time in them and all that they call, on average of some recorded runs."""
     inclusive: Counter[str] = Counter()
     lines: Counter[str] = Counter()
     total = 0
-    for *stack, count in json.loads(file.read_text()):
+    runs = [json.loads(file.read_text()) for file in files]
+    cpu_ms = sum(run["cpu_s"] for run in runs) * 1000 / len(runs)
+    for *stack, count in (stack for run in runs for stack in run["stacks"]):
         total += count
         lines[stack[0]] += count
         for function in {frame.rpartition(":")[0] for frame in stack}:
             inclusive[function] += count
-    print(f"{total} samples of 1 ms CPU time\n\nwith all they call:")
+    print(f"{cpu_ms:.0f} ms of CPU time in {total} samples of {len(runs)} runs\n\nwith all they call:")
     for function, count in inclusive.most_common(SHOWN):
-        print(f"{count:6} ms {count / total:6.1%}  {function}")
+        print(f"{count / total * cpu_ms:6.0f} ms {count / total:6.1%}  {function}")
     print("\nin the line itself:")
     for line, count in lines.most_common(SHOWN):
-        print(f"{count:6} ms {count / total:6.1%}  {line}")
+        print(f"{count / total * cpu_ms:6.0f} ms {count / total:6.1%}  {line}")
 
 
 def _short(path: str) -> str:
@@ -82,7 +87,6 @@ def _short(path: str) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        show(Path(sys.argv[1]))
-    else:
+    if any(argument.startswith("-") for argument in sys.argv[1:]):
         sys.exit(record(Path(sys.argv[1]), sys.argv[2:]))
+    show([Path(argument) for argument in sys.argv[1:]])
