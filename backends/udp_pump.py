@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import select
 import socket
 import struct
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from io import FileIO
 
+from backends.udp_icmp import Unreachable
 from backends.udp_packet import (
     COUNTERS,
     PeerTable,
@@ -33,15 +32,12 @@ from backends.udp_packet import (
     complete_checksum,
     destination,
     fault,
-    net_unreachable,
     take_hop,
 )
 from flanneld.errors import KernelError
 from flanneld.model.addr import Prefix
 
-log = logging.getLogger("flanneld.udp")
-
-# include/uapi/linux/udp.h, include/uapi/linux/in.h; the socket module has none of them before Python 3.12
+# include/uapi/linux/udp.h, include/uapi/linux/in.h; the socket module of Python 3.11 names none of them
 UDP_SEGMENT, UDP_GRO = 103, 104
 IP_MTU_DISCOVER, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 1, 2
 
@@ -57,8 +53,6 @@ SOCKET_BUFFER = 4 << 20
 """Bytes asked for each way, which the kernel doubles; at 768 for a small packet a tenth of a second of a flood."""
 SEND_TIMEOUT_S = 1
 """How long a full device queue may hold up the sending thread; back-pressure is better than loss, up to here."""
-ICMP_PER_SECOND = 1000
-"""RFC 1812 section 4.3.2.8 wants a limit; the number is Linux's former ``icmp_msgs_per_sec``."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter once another asks for it; see ``Pump.start``."""
 JOIN_TIMEOUT_S = 5.0
@@ -92,7 +86,7 @@ class Pump:
         self._sock = sock
         self._gso = gso
         configure(sock, gso=gso, gro=gso and gro)
-        self._icmp = _Icmp(cfg)
+        self._icmp = Unreachable(cfg)
         self._wake = _Wake()
         self._sender = _Sender(tun_fd, sock, cfg, self._wake, self._icmp, MAX_SEGMENTS if gso else 1)
         self._receiver = _Receiver(tun_fd, sock, cfg, self._wake)
@@ -108,7 +102,7 @@ class Pump:
         The threads share the interpreter with the event loop, and each packet is a system call, after which its
         thread has to get the interpreter back: from a loop that computes, only by the switch interval. A ping
         through two pumps behind a computing loop took 2.7 to 8.7 ms at Python's 5 ms and 1.5 to 3.1 ms at ours
-        (means of 200, two rounds on a busy machine). The loop's own lag under a flood is the same with either.
+        (means of 200, two rounds on a busy machine). The loop's own lag under a flood did not differ.
         """
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
         for thread in self._threads:
@@ -181,59 +175,13 @@ class _Wake:
             self._fd = -1
 
 
-class _Icmp:
-    """Tells senders on this host that nobody holds their destination.
-
-    Go flanneld writes the answer into the TUN. There it carries the TUN's own address as source, and the kernel
-    drops it as a martian, so a container waits for its timeout instead. From a raw socket it goes the way of the
-    kernel's own ICMP, through conntrack, to the container, without loosening ``accept_local`` for every packet
-    that peers send. The kernel chooses the IP id; the rest is as in contract 6.53.
-    """
-
-    def __init__(self, cfg: PumpConfig) -> None:
-        self._tun_ip = cfg.tun_ip
-        self._socket: socket.socket | None = None
-        try:
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
-        except PermissionError:
-            # a courtesy, not worth refusing to forward for
-            log.warning(
-                "containers that call an address without a lease will wait for their timeout: "
-                "flanneld lacks CAP_NET_RAW to tell them at once"
-            )
-        self._second = 0
-        self._left = 0
-
-    def answer(self, packet: bytes) -> bool:
-        """Send net unreachable to a packet's source where one is due; tells whether it was sent."""
-        reply = net_unreachable(packet, self._tun_ip)
-        if reply is None or self._socket is None or not self._may_send():
-            return False
-        try:
-            self._socket.sendto(reply, (socket.inet_ntoa(packet[12:16]), 0))
-        except OSError:
-            return False  # no way back to such a source, or no memory: the sender has its timeout
-        return True
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-
-    def _may_send(self) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._left = second, ICMP_PER_SECOND
-        self._left -= 1
-        return self._left >= 0
-
-
 class _Sender:
     """TUN to peers. What is gathered lies in the buffer from ``_start`` to ``_end``, ready for UDP_SEGMENT."""
 
     task = "move packets from the TUN to peers"
 
     def __init__(
-        self, tun_fd: int, sock: socket.socket, cfg: PumpConfig, wake: _Wake, icmp: _Icmp, max_segments: int
+        self, tun_fd: int, sock: socket.socket, cfg: PumpConfig, wake: _Wake, icmp: Unreachable, max_segments: int
     ) -> None:
         self.table = PeerTable({})
         self.counts = dict.fromkeys(COUNTERS, 0)
@@ -434,6 +382,9 @@ def configure(sock: socket.socket, *, gso: bool, gro: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO if gso else IP_PMTUDISC_WANT)
         if gso:
             sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(gro))
+        else:
+            with contextlib.suppress(OSError):  # a former pump's, if the kernel has it at all
+                sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 0)
     except OSError as exc:
         raise KernelError("set options of the tunnel's socket", exc.errno or 0) from exc
 
