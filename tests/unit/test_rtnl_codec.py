@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flanneld.kernel import rtnl_codec as nl
@@ -55,9 +55,9 @@ GOLDEN: dict[str, tuple[bytes, str]] = {
         nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.0"), MAC2), 7),
         "30000000 1c00 0105 00000000 00000000 02000000 07000000 8000 00 0108000100 0af40200 0a000200 020000000002 0000",
     ),
-    "the answer to a miss ages": (
+    "the answer to a miss gives way when the table is full": (
         nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.9"), MAC2, permanent=False), 7),
-        "30000000 1c00 0105 00000000 00000000 02000000 07000000 0200 00 0108000100 0af40209 0a000200 020000000002 0000",
+        "30000000 1c00 0105 00000000 00000000 02000000 07000000 4000 00 0108000100 0af40209 0a000200 020000000002 0000",
     ),
     "a refusal is a failed neighbour without a MAC": (
         nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.9.9"), MAC(b""), permanent=False), 7),
@@ -193,6 +193,7 @@ def body_of(request: bytes) -> memoryview:
 
 @given(st.one_of(ip4, ip6), macs, st.booleans())
 def test_a_neighbour_is_read_as_written(ip: IP, mac: MAC, permanent: bool) -> None:
+    assume(permanent or ip[0] < 224)
     written = Neighbour("flannel.1", ip, mac, permanent)
     assert nl.decode_neigh(body_of(nl.neighbour(written, 7)), LINKS) == written
 
@@ -270,6 +271,12 @@ def test_learned_forwarding_entries_belong_to_the_kernel() -> None:
     body = bytearray(body_of(nl.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7)))
     struct.pack_into("=H", body, 8, nl.NUD_REACHABLE)
     assert nl.decode_neigh(memoryview(body), LINKS) is None
+
+
+@pytest.mark.parametrize("group", ["224.0.0.22", "255.255.255.255", "ff02::16"])
+def test_neighbours_of_multicast_and_broadcast_addresses_belong_to_the_kernel(group: str) -> None:
+    entry = Neighbour("flannel.1", parse_ip(group), MAC2, permanent=False)
+    assert nl.decode_neigh(body_of(nl.neighbour(entry, 7)), LINKS) is None
 
 
 def test_only_an_address_that_the_kernel_still_asks_for_is_unresolved() -> None:
