@@ -122,7 +122,7 @@ class Neighbour(NamedTuple):
     permanent: bool = True
 
     def __str__(self) -> str:
-        kind = "permanent" if self.permanent else "reachable"
+        kind = "permanent" if self.permanent else "noarp"
         return f"neighbour {format_ip(self.ip)} lladdr {format_mac(self.mac)} {kind} dev {self.link}"
 
 
