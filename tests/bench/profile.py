@@ -1,9 +1,9 @@
 """Runs our daemon under a sampling profiler; takes the place of a daemon command of the benchmark.
 
 ``python -m tests.bench --only life --sizes 5000 --rounds 1 --daemon "profiled=python -m tests.bench.profile FILE"``
-then ``python -m tests.bench.profile FILE ...`` shows where CPU time went. The kernel's profiling timer counts CPU time, kernel
-time included, so what a system call costs is found at the line that made it; it is as fine as the kernel's tick
-(4 ms with HZ=250), so add up several starts before believing small figures.
+then ``python -m tests.bench.profile FILE ...`` shows where CPU time went. The kernel's profiling timer counts CPU
+time, kernel time included, so what a system call costs is found at the line that made it; it is as fine as the
+kernel's tick (4 ms with HZ=250), so add up several starts before believing small figures.
 """
 
 from __future__ import annotations
