@@ -18,6 +18,7 @@ from flanneld.errors import FlannelError
 from flanneld.lab import Lab, LabSpec, netns
 from flanneld.lab.etcd import binary
 from flanneld.lab.spec import IPv6Mode
+from tests.support import vm
 
 MARKS = {"kernel": "netns", "etcd": "etcd"}
 """Capability that a mark stands for; any other is asked for by ``@pytest.mark.needs("vxlan")``."""
@@ -107,6 +108,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "iptables": lambda: _refused("iptables -w -t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE"),
     "etcd": _no_etcd,
     "udp_kernel": _no_udp_kernel,
+    "vm": vm.lacking,
 }
 
 MakeLab = Callable[..., Lab]
