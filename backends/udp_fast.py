@@ -30,6 +30,7 @@ from backends.udp_trial import try_in_scratch
 from flanneld.errors import KernelError
 from flanneld.kernel import tc
 from flanneld.kernel.bpf import Loaded, Map
+from flanneld.kernel.egress import egress_interfaces
 from flanneld.kernel.rtnl import Socket
 from flanneld.kernel.tc import Direction
 from flanneld.kernel.veth import ensure_pair, link_header_bytes, remove_pair
@@ -75,6 +76,9 @@ class FastPath:
         self._sock: Socket | None = None
         self._counters: Map | None = None
         self._tables: Tables | None = None
+        self._peers: dict[Prefix, UdpPeer] = {}
+        self._elsewhere: dict[IP, bool] = {}
+        """By public address of a peer, whether it is reached through another than the external interface."""
         self._attached: dict[tuple[str, Direction, str], tuple[int, int]] = {}
         """By device, direction and name of our filters: interface index and program."""
 
@@ -108,12 +112,14 @@ class FastPath:
         Raises:
             KernelError: refused; the next call tries again.
         """
+        self._peers = dict(peers)
+        left = self._reached_elsewhere(peers)
         if self._tables is not None and self._tables.shape.fits(peers):
-            self._tables.apply(peers)
+            self._tables.apply(peers, left)
             return
         cfg, fresh = self._running, Tables(Shape.of(peers, self._running.subnet_len))
         try:
-            fresh.apply(peers)
+            fresh.apply(peers, left)
             self._attach(cfg, fresh)
         except BaseException:
             fresh.close()
@@ -148,14 +154,17 @@ class FastPath:
     def reattach(self, cfg: FastConfig) -> None:
         """Take another external interface, address, port or switch; or repair what is not intact.
 
+        Routes to peers are looked up again too, so this is also the answer to a changed routing table.
         Programs are swapped in place, so no packet is lost that still can arrive. The TUN's name stays.
 
         Raises:
             KernelError: refused; the next call tries again.
         """
         self._cfg = cfg
+        self._elsewhere.clear()
         if self._tables is not None:
             self._attach(cfg, self._tables)
+            self._tables.apply(self._peers, self._reached_elsewhere(self._peers))
 
     def stats(self) -> dict[str, int]:
         """What was counted since the data path was made, restarts of the daemon included.
@@ -183,7 +192,7 @@ class FastPath:
                 if held is not None:
                     held.close()
             self._tables = self._counters = self._sock = self._cfg = None
-            self._attached = {}
+            self._attached, self._peers, self._elsewhere = {}, {}, {}
 
     # ---- attaching -----------------------------------------------------------------------------
 
@@ -192,6 +201,22 @@ class FastPath:
         if self._cfg is None:
             raise RuntimeError("the data path has not been started")
         return self._cfg
+
+    def _reached_elsewhere(self, peers: Mapping[Prefix, UdpPeer]) -> set[IP]:
+        """Peers that the pump must send to.
+
+        The programs send through the external interface whatever the routing table says, and where it says something
+        else the packets would vanish. Each address is looked up once; one without any route counts as reached.
+        """
+        if self._sock is None or self._cfg is None:
+            raise RuntimeError("the data path has not been started")
+        current = {peer.ip for peer in peers.values() if len(peer.ip) == 4}
+        known = {ip: elsewhere for ip, elsewhere in self._elsewhere.items() if ip in current}
+        fresh = [ip for ip in current if ip not in known]
+        ext = _index(self._cfg.ext)
+        ways = egress_interfaces(self._sock, fresh, self._cfg.ext_ip)
+        self._elsewhere = known | {ip: ways.get(ip, ext) != ext for ip in fresh}
+        return {ip for ip, elsewhere in self._elsewhere.items() if elsewhere}
 
     def _attach(self, cfg: FastConfig, tables: Tables) -> None:
         """Receive first, then transmit from the wire backwards: nobody is given a packet who is not ready for it."""

@@ -45,6 +45,9 @@ _OUTER_TTL: Final = 64
 PEER = struct.Struct("=4s2sH")
 """Value of the peer map: public address and port in network order, flags."""
 FLAG_COMPAT: Final = 1
+"""It reads a socket, so checksums must be finished."""
+FLAG_LEAVE: Final = 2
+"""It is not reached through the external interface; the pump, which asks the routing table, sends to it."""
 COUNTER_BYTES: Final = 16
 """Value of the counter map: packets (segments of super-packets counted singly), and bytes of inner packets."""
 
@@ -158,6 +161,8 @@ def _find_peer(p: Program, spec: Encap) -> None:
     _look_up(p, spec.peers_fd, _KEY)
     p.branch(R0, "==", 0, "leave", bits=64)
     p.copy(R7, R0)
+    p.load(R2, R7, 6, 16)
+    p.branch(R2, "&", FLAG_LEAVE, "leave")
 
 
 def _choose_compat(p: Program) -> None:

@@ -8,13 +8,13 @@ holds), there are new tables and new programs, swapped without a gap.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from backends.udp_packet import UdpPeer
-from backends.udp_programs import COUNTER_BYTES, FLAG_COMPAT, PEER, Count
+from backends.udp_programs import COUNTER_BYTES, FLAG_COMPAT, FLAG_LEAVE, PEER, Count
 from flanneld.kernel.bpf import Loaded, Map, MapKind
-from flanneld.model.addr import Family, Prefix
+from flanneld.model.addr import IP, Family, Prefix
 
 SMALLEST = 1024
 """Entries of the smallest tables. Memory is taken as entries come, so only the buckets cost: 16 KiB."""
@@ -72,10 +72,14 @@ class Tables:
         self.peers.close()
         self.sources.close()
 
-    def apply(self, wanted: Mapping[Prefix, UdpPeer]) -> int:
+    def apply(self, wanted: Mapping[Prefix, UdpPeer], left: Collection[IP] = ()) -> int:
         """Make the maps equal to these peers, writing only what differs.
 
         A new source is accepted before anything is sent to it, and an old one until nothing is any more.
+
+        Args:
+            wanted: the peers; of IPv4, others are left out.
+            left: addresses of those to which the pump sends.
 
         Returns:
             How many entries were written or removed.
@@ -83,7 +87,7 @@ class Tables:
         Raises:
             KernelError: refused; what was written stays, and the next call writes all that differs again.
         """
-        peers = entries(wanted, self.shape)
+        peers = entries(wanted, self.shape, left)
         sources = {bytes(peer.ip): _SOURCE_VALUE for peer in wanted.values() if len(peer.ip) == 4}
         changes = 0
         try:
@@ -100,14 +104,15 @@ class Tables:
         return changes
 
 
-def entries(peers: Mapping[Prefix, UdpPeer], shape: Shape) -> dict[bytes, bytes]:
+def entries(peers: Mapping[Prefix, UdpPeer], shape: Shape, left: Collection[IP] = ()) -> dict[bytes, bytes]:
     """The peer map's contents; subnets of other families are left out, host bits do not matter (contract 3.13)."""
     result: dict[bytes, bytes] = {}
     for subnet in _ipv4(peers):
         peer = peers[subnet]
         address = bytes(subnet.masked().ip)
         key = struct.pack("=I", subnet.length) + address if shape.prefix_length is None else address
-        result[key] = PEER.pack(peer.ip, peer.port.to_bytes(2, "big"), 0 if peer.kernel_rx else FLAG_COMPAT)
+        flags = (0 if peer.kernel_rx else FLAG_COMPAT) | (FLAG_LEAVE if peer.ip in left else 0)
+        result[key] = PEER.pack(peer.ip, peer.port.to_bytes(2, "big"), flags)
     return result
 
 

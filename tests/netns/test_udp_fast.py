@@ -430,6 +430,25 @@ def test_another_external_interface_is_taken_without_leaving_anything_on_the_old
         assert " 0% packet loss" in one.ping(two)
 
 
+def test_a_peer_that_routes_lead_to_through_another_interface_is_the_pumps() -> None:
+    with pair() as (one, two):
+        one.netns.run("ip", "link", "add", "side0", "type", "veth", "peer", "name", "side0", "netns", two.netns.name)
+        for host in (one, two):
+            host.netns.run("ip", "link", "set", "side0", "up")
+            host.netns.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+        one.netns.run("ip", "route", "add", "192.0.2.2/32", "dev", "side0")
+        one.netns.call(one.fast.reattach, one.config())
+        before = one.netns.call(one.fast.stats)
+        assert " 0% packet loss" in one.ping(two)
+        after = one.netns.call(one.fast.stats)
+        assert after["tx_left"] - before["tx_left"] >= 3
+        assert after["tx_packets"] == before["tx_packets"]
+        one.netns.run("ip", "route", "del", "192.0.2.2/32", "dev", "side0")
+        one.netns.call(one.fast.reattach, one.config())
+        assert " 0% packet loss" in one.ping(two)
+        assert one.netns.call(one.fast.stats)["tx_packets"] > after["tx_packets"]
+
+
 def test_a_kept_path_forwards_on_and_a_stopped_one_leaves_nothing_but_the_qdisc() -> None:
     with wired() as (one, two):
         two.start({Prefix.parse("10.5.1.0/24"): peer_of(one)})
