@@ -30,9 +30,7 @@ class VxlanBackend:
 
     def __init__(self, conf: NetConf, links: Mapping[str, Link], identity: str) -> None:
         self._conf, self._links = conf, links
-        self._settings, unknown = vxlan.parse_conf(conf)
-        if unknown:
-            log.warning("unknown keys in Backend are ignored: %s", ", ".join(unknown))
+        self._settings = _settings(conf)
         self._macs = {family: self._mac(links, family, identity) for family in conf.families()}
 
     def _mac(self, links: Mapping[str, Link], family: Family, identity: str) -> MAC:
@@ -74,7 +72,7 @@ class VxlanBackend:
 
     def reconfigure(self, conf: NetConf, path: DataPath) -> None:
         """Take a changed network configuration while running."""
-        settings, _unknown = vxlan.parse_conf(conf)
+        settings = _settings(conf)
         for field, key in RESTART_KEYS:
             old, new = getattr(self._settings, field), getattr(settings, field)
             if old != new:
@@ -83,3 +81,10 @@ class VxlanBackend:
             raise TypeError("a vxlan backend reconfigures its own data path only")
         path.reconfigure(conf, settings, path.ext)
         self._conf, self._settings = conf, settings
+
+
+def _settings(conf: NetConf) -> vxlan.VxlanConf:
+    settings, unknown = vxlan.parse_conf(conf)
+    if unknown:
+        log.warning("unknown keys in Backend are ignored: %s", ", ".join(unknown))
+    return settings

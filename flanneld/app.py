@@ -313,17 +313,19 @@ class Daemon:
 
         Local containers keep working meanwhile; nothing of the other host's is ever overwritten.
         """
-        delays = backoff(first_s=1.0, cap_s=30.0)
+        delays, told = backoff(first_s=1.0, cap_s=30.0), ""
         while True:
             try:
-                await self.store.keep(lambda reason: self._lease_problem(None))
+                await self.store.keep(lambda _reason: self._lease_problem(None))
             except LeaseLost as exc:
-                log.error(
-                    "lease lost: %s; containers here keep running, but this host is not ready: delete the other's "
-                    "key in etcd to get the subnet back, or restart flanneld to take another one",
-                    exc,
-                )
-                self._lease_problem(str(exc))
+                if str(exc) != told:
+                    log.error(
+                        "lease lost: %s; containers here keep running, but this host is not ready: delete the other's "
+                        "key in etcd to get the subnet back, or restart flanneld to take another one",
+                        exc,
+                    )
+                told = str(exc)
+                self._lease_problem(told)
                 await asyncio.sleep(next(delays))
 
     def _underlay_changed(self, ext: ExtIface) -> None:

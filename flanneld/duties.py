@@ -128,15 +128,17 @@ class UnderlayWatch:
     def look(self) -> None:
         """Take the interface as it is now."""
         try:
-            ext = follow(self.ext, self._read(), self._wish, self._families)
+            net = self._read()
+            ext = follow(self.ext, net, self._wish, self._families)
         except (KernelError, ConfigError) as exc:
             self._problem(f"external interface {self.ext.name}: {exc}")
             return
         if ext is None:
             self._problem(f"external interface {self.ext.name} is away or has no address")
             return
+        link = net.link(ext.name)
+        self._problem(None if link and link.up else f"external interface {ext.name} is down or has no carrier")
         if ext == self.ext:
-            self._problem(None)
             return
         try:
             self._backend.mtu(ext)
@@ -147,7 +149,6 @@ class UnderlayWatch:
             return
         log.info("external interface changed: %s; it was %s", _brief(ext), _brief(self.ext))
         self.ext = ext
-        self._problem(None)
         self._changed(ext)
 
 

@@ -20,6 +20,7 @@ from flanneld.ctl.lease_view import View, as_json, details, mark_own, order, tab
 from flanneld.errors import ConfigError, UsageError
 from flanneld.flag_values import choice, something
 from flanneld.goflags import Flag, from_environment, scan, usage
+from flanneld.kernel.place import place
 from flanneld.model.addr import IP, Prefix, parse_ip
 from flanneld.model.options import EtcdOptions, Options
 from flanneld.sources.etcd_client import KV, Compacted, Credentials, EtcdClient, TLSFiles, parse_endpoints
@@ -74,7 +75,7 @@ class Ownership:
     def of_this_machine(given: Mapping[str, object], environ: Mapping[str, str]) -> Ownership:
         """By the identity that flanneld keeps in its state directory, if it can be read."""
         values = {**from_environment(environ, (STATE_DIR,), given), **given}
-        return Ownership(_read_identity(Path(str(values.get("state_dir", Options().state_dir)))))
+        return Ownership(_read_identity(Path(str(values.get("state_dir", Options().state_dir)), place())))
 
     def mark(self, view: View) -> View:
         """The same lease, marked if it is ours."""

@@ -21,7 +21,7 @@ def read_host_net(reach: Iterable[IP] = ()) -> HostNet:
     """
     sock = Socket()
     try:
-        links = [nl.decode_link(body) for body in sock.dump_all(nl.dump_links())]
+        links = [(*nl.decode_link(body), nl.is_running(body)) for body in sock.dump_all(nl.dump_links())]
         addrs = [nl.parse_address(body) for body in sock.dump_all(nl.dump_addresses())]
         defaults = [d for family in Family for body in sock.dump_all(nl.dump_routes(family)) if (d := _default(body))]
         wanted = list(reach)
@@ -29,7 +29,7 @@ def read_host_net(reach: Iterable[IP] = ()) -> HostNet:
     finally:
         sock.close()
     return HostNet(
-        tuple(LinkInfo(link.name, index, link.mtu, link.up) for index, link in links),
+        tuple(LinkInfo(link.name, index, link.mtu, running) for index, link, running in links),
         tuple(AddrInfo.from_kernel(index, ip, length, flags) for index, length, flags, _scope, ip in addrs if ip),
         tuple(defaults),
         {ip: _reach(body) for ip, body in zip(wanted, answers, strict=True) if body is not None},

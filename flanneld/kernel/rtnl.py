@@ -480,7 +480,7 @@ class Rtnl:
             return [nl.link_delete(index)]
         was = op.was if isinstance(op.was, Link) else None
         alias = [nl.link_alias(obj, index)] if was is None or was.alias != obj.alias else []
-        return [nl.link_set(obj, was, index), *alias]
+        return [*nl.link_set(obj, was, index), *alias]
 
 
 def _read_sysctls(paths: Iterable[str], state: State) -> None:

@@ -31,7 +31,7 @@ NLM_F_DUMP_INTR = 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 
 AF_UNSPEC, AF_BRIDGE = 0, 7
-IFF_UP = 0x1
+IFF_UP, IFF_RUNNING = 0x1, 0x40
 
 NUD_INCOMPLETE, NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x01, 0x02, 0x04, 0x08, 0x10
 NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 0x20, 0x40, 0x80
@@ -209,8 +209,8 @@ def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool 
     """A neighbour or forwarding entry on one of the named links; None for what does not concern us.
 
     Unresolved and failed neighbours and those of multicast and broadcast addresses belong to the kernel
-    and are left out of states; so are learned forwarding entries. ``any_state`` lets neighbours of every state through, for notifications:
-    a deleted entry is announced as failed, without its MAC.
+    and are left out of states; so are learned forwarding entries. ``any_state`` lets neighbours of every
+    state through, for notifications: a deleted entry is announced as failed, without its MAC.
     """
     family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
     link = links.get(ifindex)
@@ -427,20 +427,23 @@ def link_create(obj: Link) -> bytes:
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + _link_common(obj, vxlan))
 
 
-def link_set(obj: Link, was: Link | None, ifindex: int) -> bytes:
-    """Change a device in place: MAC, MTU, up or down, and the vxlan settings that differ."""
-    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP if obj.up else 0, IFF_UP)
-    parts = []
-    if was is None or was.mac != obj.mac:
-        parts.append(attr(IFLA_ADDRESS, obj.mac))
-    if was is None or was.mtu != obj.mtu:
-        parts.append(_u32(IFLA_MTU, obj.mtu))
+def link_set(obj: Link, was: Link | None, ifindex: int) -> list[bytes]:
+    """Change a device in place: vxlan settings that differ, then MAC, MTU, up or down.
+
+    Two messages, because the driver refuses an MTU beside its own settings (vxlan_nl2conf, "Cannot change mtu").
+    """
+    requests = []
     if obj.vxlan and was and was.vxlan != obj.vxlan:
-        nested = attr(IFLA_INFO_KIND, b"vxlan") + attr(
-            IFLA_INFO_DATA | NLA_F_NESTED, _vxlan_attrs(obj.vxlan, create=False)
-        )
-        parts.append(attr(IFLA_LINKINFO | NLA_F_NESTED, nested))
-    return message(RTM_NEWLINK, 0, body + b"".join(parts))
+        nested = attr(IFLA_INFO_KIND, b"vxlan")
+        nested += attr(IFLA_INFO_DATA | NLA_F_NESTED, _vxlan_attrs(obj.vxlan, create=False))
+        head = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+        requests.append(message(RTM_NEWLINK, 0, head + attr(IFLA_LINKINFO | NLA_F_NESTED, nested)))
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP if obj.up else 0, IFF_UP)
+    if was is None or was.mac != obj.mac:
+        body += attr(IFLA_ADDRESS, obj.mac)
+    if was is None or was.mtu != obj.mtu:
+        body += _u32(IFLA_MTU, obj.mtu)
+    return [*requests, message(RTM_NEWLINK, 0, body)]
 
 
 def link_alias(obj: Link, ifindex: int) -> bytes:
@@ -489,6 +492,11 @@ def decode_link(body: memoryview) -> tuple[int, Link]:
         found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         vxlan,
     )
+
+
+def is_running(body: memoryview) -> bool:
+    """Whether a device of a link message is up and has a carrier (IFF_RUNNING)."""
+    return _IFINFO.unpack_from(body)[3] & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING
 
 
 def parse_error(body: memoryview, flags: int) -> tuple[int, str]:

@@ -1,9 +1,9 @@
 """IP addresses and prefixes as packed bytes.
 
 The daemon handles tens of thousands of addresses on its hot paths (lease decode, netlink encode, set
-difference), where the stdlib's ``ipaddress`` objects cost 20 times more time and 10 times more memory.
+difference), where the stdlib's ``ipaddress`` objects cost several times the time and memory.
 Here an address **is** its network-order bytes (4 or 16 of them), exactly what netlink carries, and a
-prefix is a named tuple, so equality and hashing run in C. See design/adr-0006-values.md.
+prefix is a named tuple, so equality and hashing run in C. Figures: design/adr-0006-values.md.
 """
 
 from __future__ import annotations

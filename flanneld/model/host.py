@@ -44,6 +44,7 @@ class LinkInfo(NamedTuple):
     ifindex: int
     mtu: int
     up: bool
+    """Switched on, and with a carrier."""
 
 
 class AddrInfo(NamedTuple):

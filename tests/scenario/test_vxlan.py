@@ -298,3 +298,22 @@ def test_a_peers_mac_is_the_hosts_in_the_text(stage: Stage) -> None:
         assert (await kernel.read(host.path.own, ())).links["flannel.1"].mac == OWN_MAC
 
     stage.play(scenario)
+
+
+def test_mtu_and_local_address_change_together_on_the_live_device(stage: Stage) -> None:
+    """The driver refuses an MTU beside its own settings; the device must not be made anew for that."""
+
+    async def scenario(kernel: Kernel, ifindex: int) -> None:
+        host = Host(kernel, ifindex)
+        await check(host, "one peer")
+        index = stage.sh("cat /sys/class/net/flannel.1/ifindex") if stage.ns else ""
+        host.path.configure(
+            host.path.ext._replace(mtu=1400, ip=parse_ip("198.18.0.1"), public_ip=parse_ip("198.18.0.1"))
+        )
+        host.path.reconfigure(host.path.conf, host.path.settings._replace(learning=True), host.path.ext)
+        assert await host.look() == 1
+        assert host.problem is None
+        assert "mtu 1350" in await host.text()
+        assert (stage.sh("cat /sys/class/net/flannel.1/ifindex") if stage.ns else "") == index
+
+    stage.play(scenario)
