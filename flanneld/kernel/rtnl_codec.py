@@ -496,7 +496,8 @@ def decode_link(body: memoryview) -> tuple[int, Link]:
 
 def is_running(body: memoryview) -> bool:
     """Whether a device of a link message is up and has a carrier (IFF_RUNNING)."""
-    return _IFINFO.unpack_from(body)[3] & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING
+    flags: int = _IFINFO.unpack_from(body)[3]
+    return flags & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING
 
 
 def parse_error(body: memoryview, flags: int) -> tuple[int, str]:
