@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -186,4 +187,4 @@ def misses(subject: Subject) -> Figures:
 def percentile(values: list[float], percent: float) -> float:
     """The value that ``percent`` of all do not exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(len(ordered) * percent / 100 + 0.5) - 1))]
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
