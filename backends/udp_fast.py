@@ -211,11 +211,12 @@ class FastPath:
         if self._sock is None or self._cfg is None:
             raise RuntimeError("the data path has not been started")
         current = {peer.ip for peer in peers.values() if len(peer.ip) == 4}
-        known = {ip: elsewhere for ip, elsewhere in self._elsewhere.items() if ip in current}
-        fresh = [ip for ip in current if ip not in known]
-        ext = _index(self._cfg.ext)
-        ways = egress_interfaces(self._sock, fresh, self._cfg.ext_ip)
-        self._elsewhere = known | {ip: ways.get(ip, ext) != ext for ip in fresh}
+        if len(self._elsewhere) > 2 * len(current):
+            self._elsewhere.clear()  # rather than keep all who ever were; they are looked up again
+        if fresh := [ip for ip in current if ip not in self._elsewhere]:
+            ext = _index(self._cfg.ext)
+            ways = egress_interfaces(self._sock, fresh, self._cfg.ext_ip)
+            self._elsewhere |= {ip: ways.get(ip, ext) != ext for ip in fresh}
         return {ip for ip, elsewhere in self._elsewhere.items() if elsewhere}
 
     def _attach(self, cfg: FastConfig, tables: Tables) -> None:

@@ -8,13 +8,13 @@ holds), there are new tables and new programs, swapped without a gap.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from backends.udp_packet import UdpPeer
 from backends.udp_programs import COUNTER_BYTES, FLAG_COMPAT, FLAG_LEAVE, PEER, Count
 from flanneld.kernel.bpf import Loaded, Map, MapKind
-from flanneld.model.addr import IP, Family, Prefix
+from flanneld.model.addr import IP, Prefix
 
 SMALLEST = 1024
 """Entries of the smallest tables. Memory is taken as entries come, so only the buckets cost: 16 KiB."""
@@ -32,15 +32,14 @@ class Shape(NamedTuple):
     @staticmethod
     def of(peers: Mapping[Prefix, UdpPeer], usual_length: int) -> Shape:
         """The shape that these peers need, with room to grow."""
-        lengths = {subnet.length for subnet in _ipv4(peers)} or {usual_length}
+        lengths = _lengths(peers) or {usual_length}
         entries = max(SMALLEST, 1 << len(peers).bit_length())
         return Shape(lengths.pop() if len(lengths) == 1 else None, entries)
 
     def fits(self, peers: Mapping[Prefix, UdpPeer]) -> bool:
         """Whether tables of this shape can take these peers; fewer always fit."""
-        subnets = _ipv4(peers)
-        one_length = self.prefix_length is None or all(subnet.length == self.prefix_length for subnet in subnets)
-        return one_length and len(subnets) <= self.entries
+        one_length = self.prefix_length is None or _lengths(peers) <= {self.prefix_length}
+        return one_length and len(peers) <= self.entries
 
 
 class Tables:
@@ -64,16 +63,19 @@ class Tables:
         except BaseException:
             self.peers.close()
             raise
-        self._in_peers: dict[bytes, bytes] = {}
-        self._in_sources: dict[bytes, bytes] = {}
+        self._peers: dict[Prefix, UdpPeer] = {}
+        self._left: Set[IP] = frozenset()
+        self._sources: Set[bytes] = frozenset()
+        self._uncertain = False
+        """Whether a write failed half-way, so that only the kernel knows what is in."""
 
     def close(self) -> None:
         """Let go of the maps; attached programs keep them."""
         self.peers.close()
         self.sources.close()
 
-    def apply(self, wanted: Mapping[Prefix, UdpPeer], left: Collection[IP] = ()) -> int:
-        """Make the maps equal to these peers, writing only what differs.
+    def apply(self, wanted: Mapping[Prefix, UdpPeer], left: Set[IP] = frozenset()) -> int:
+        """Make the maps equal to these peers, writing only what differs, which is found out quickly.
 
         A new source is accepted before anything is sent to it, and an old one until nothing is any more.
 
@@ -87,33 +89,62 @@ class Tables:
         Raises:
             KernelError: refused; what was written stays, and the next call writes all that differs again.
         """
-        peers = entries(wanted, self.shape, left)
-        sources = {bytes(peer.ip): _SOURCE_VALUE for peer in wanted.values() if len(peer.ip) == 4}
-        changes = 0
-        try:
-            changes += _write(self.sources, self._in_sources, sources)
-            changes += _write(self.peers, self._in_peers, peers)
-            changes += _remove(self.peers, self._in_peers, peers)
-            changes += _remove(self.sources, self._in_sources, sources)
-        except BaseException:
-            # How far it came is not known: take the kernel's word for what is there, and write every value again.
-            self._in_peers = dict.fromkeys(self.peers.keys(), b"")
-            self._in_sources = dict.fromkeys(self.sources.keys(), b"")
-            raise
-        self._in_peers, self._in_sources = peers, sources
-        return changes
+        fresh, gone = _difference({} if self._uncertain else self._peers, wanted)
+        if moved := self._left ^ left:
+            fresh |= {subnet: peer for subnet, peer in wanted.items() if peer.ip in moved}
+        put, out = (
+            entries(fresh, self.shape, left),
+            {_key(subnet, self.shape) for subnet in gone if len(subnet.ip) == 4},
+        )
+        if self._uncertain:
+            out, self._sources = set(self.peers.keys()), set(self.sources.keys())
+        if out:  # subnets written with host bits may share a key, and then it stays
+            everything = entries(wanted, self.shape, left)
+            put |= {key: everything[key] for key in out & everything.keys()}
+            out -= everything.keys()
+        sources = {bytes(peer.ip) for peer in wanted.values() if len(peer.ip) == 4}
+        come, go = sources - self._sources, self._sources - sources
+        if self._uncertain:  # what has no place any more may be what filled the maps
+            self.peers.delete(out)
+            self.sources.delete(go)
+        self._uncertain = True
+        self.sources.update(dict.fromkeys(come, _SOURCE_VALUE))
+        self.peers.update(put)
+        self.peers.delete(out)
+        self.sources.delete(go)
+        self._uncertain = False
+        self._peers, self._left, self._sources = dict(wanted), frozenset(left), sources
+        return len(put) + len(out) + len(come) + len(go)
 
 
-def entries(peers: Mapping[Prefix, UdpPeer], shape: Shape, left: Collection[IP] = ()) -> dict[bytes, bytes]:
-    """The peer map's contents; subnets of other families are left out, host bits do not matter (contract 3.13)."""
+def entries(peers: Mapping[Prefix, UdpPeer], shape: Shape, left: Set[IP] = frozenset()) -> dict[bytes, bytes]:
+    """The peer map's contents; other families are left out, host bits do not matter (contract 3.13)."""
     result: dict[bytes, bytes] = {}
-    for subnet in _ipv4(peers):
-        peer = peers[subnet]
-        address = bytes(subnet.masked().ip)
-        key = struct.pack("=I", subnet.length) + address if shape.prefix_length is None else address
-        flags = (0 if peer.kernel_rx else FLAG_COMPAT) | (FLAG_LEAVE if peer.ip in left else 0)
-        result[key] = PEER.pack(peer.ip, peer.port.to_bytes(2, "big"), flags)
+    for subnet, peer in peers.items():
+        if len(subnet.ip) == len(peer.ip) == 4:
+            flags = (0 if peer.kernel_rx else FLAG_COMPAT) | (FLAG_LEAVE if peer.ip in left else 0)
+            result[_key(subnet, shape)] = PEER.pack(peer.ip, peer.port.to_bytes(2, "big"), flags)
     return result
+
+
+def _key(subnet: Prefix, shape: Shape) -> bytes:
+    host_bits = int.from_bytes(subnet.ip, "big") & (1 << 32 - subnet.length) - 1
+    address = bytes(subnet.masked().ip if host_bits else subnet.ip)
+    return struct.pack("=I", subnet.length) + address if shape.prefix_length is None else address
+
+
+def _difference(
+    old: Mapping[Prefix, UdpPeer], new: Mapping[Prefix, UdpPeer]
+) -> tuple[dict[Prefix, UdpPeer], list[Prefix]]:
+    """What is new or changed, and what is gone. Most peers are the very objects of last time, which is quick to see."""
+    fresh = {subnet: peer for subnet, peer in new.items() if (was := old.get(subnet)) is not peer and was != peer}
+    added = sum(subnet not in old for subnet in fresh)
+    gone = [subnet for subnet in old if subnet not in new] if len(old) + added > len(new) else []
+    return fresh, gone
+
+
+def _lengths(peers: Mapping[Prefix, UdpPeer]) -> set[int]:
+    return {subnet.length for subnet in peers if len(subnet.ip) == 4}
 
 
 def make_counters() -> Map:
@@ -158,19 +189,3 @@ def totals(counters: Map) -> dict[str, int]:
         "rx_left": by[Count.RX_LEFT][0],
         "rx_left_unknown_source": by[Count.RX_STRANGER][0],
     }
-
-
-def _ipv4(peers: Mapping[Prefix, UdpPeer]) -> list[Prefix]:
-    return [subnet for subnet, peer in peers.items() if subnet.family is Family.V4 and len(peer.ip) == 4]
-
-
-def _write(table: Map, present: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> int:
-    fresh = {key: value for key, value in wanted.items() if present.get(key) != value}
-    table.update(fresh)
-    return len(fresh)
-
-
-def _remove(table: Map, present: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> int:
-    stale = [key for key in present if key not in wanted]
-    table.delete(stale)
-    return len(stale)

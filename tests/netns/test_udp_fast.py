@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from backends import udp_programs as programs
 from backends.udp_fast import FastPath, remove_leftovers
-from backends.udp_packet import UdpPeer
+from backends.udp_packet import PeerTable, UdpPeer, destination, fault, take_hop
 from backends.udp_programs import TC_ACT_REDIRECT, TC_ACT_SHOT
 from backends.udp_tables import Shape, Tables, make_counters, totals
 from flanneld.errors import KernelError
@@ -148,6 +150,37 @@ def test_an_aggregate_of_datagrams_goes_to_be_split_and_is_counted_as_what_it_is
     assert totals(engine.counters)["rx_split"] - before["rx_split"] == 2
 
 
+BYTE, WORD = st.integers(0, 255), st.integers(0, 0xFFFF)
+HEADERS = st.fixed_dictionaries(
+    {"ttl": BYTE, "ident": WORD, "frag": WORD, "tos": BYTE, "version": st.sampled_from((4, 4, 4, 6)), "checksum": WORD}
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(HEADERS, BYTE, st.binary(max_size=300), st.sampled_from((golden.GO_POD, golden.KERNEL_POD, golden.NOWHERE)))
+def test_any_packet_is_treated_as_by_the_pump(
+    engine: Engine, header: dict[str, int], proto: int, payload: bytes, target: str
+) -> None:
+    table = PeerTable(golden.PEERS)
+    out = bytearray(golden.ipv4(golden.POD, target, proto, payload, **header))  # type: ignore[arg-type]
+    peer = table.find(destination(out, 0))
+    sent = engine.encap.run(ETHERNET + out)
+    if not fault(out, 0, len(out)) and peer and take_hop(out, 0):
+        assert sent == Outcome(TC_ACT_REDIRECT, ETHERNET + outer(EXT_IP, parse_ip(peer[0]), bytes(out)))
+    else:
+        assert sent.verdict == TC_ACT_SHOT
+
+    into = bytearray(golden.ipv4(target, golden.POD, proto, payload, **header))  # type: ignore[arg-type]
+    wire = ETHERNET + outer(golden.GO_PEER.ip, EXT_IP, bytes(into))
+    came = engine.decap.run(wire)
+    if fault(into, 0, len(into)):
+        assert came == Outcome(PASS, wire)
+    elif take_hop(into, 0):
+        assert came == Outcome(TC_ACT_REDIRECT, ETHERNET + into)
+    else:
+        assert came.verdict == TC_ACT_SHOT
+
+
 def test_a_hashed_source_port_is_dynamic_and_everything_else_stays() -> None:
     with contextlib.closing(Engine(hash_source_port=True)) as engine:
         case = golden.ENCAP[0]
@@ -171,6 +204,30 @@ def test_tables_follow_the_peers_and_write_only_the_difference() -> None:
         assert tables.peers.lookup(bytes((10, 5, 9, 0))) == parse_ip("203.0.113.9") + b"\x20\x5d\0\0"
         tables.apply({})
         assert tables.peers.keys() == tables.sources.keys() == []
+
+
+def test_two_leases_that_differ_in_host_bits_share_an_entry_until_the_last_is_gone() -> None:
+    first, second = ({Prefix.parse(f"10.5.2.{i}/24"): UdpPeer(parse_ip(f"192.0.2.{i}"), 8285, True)} for i in (1, 2))
+    with contextlib.closing(Tables(Shape(24, 16))) as tables:
+        tables.apply({**first, **second, Prefix.parse("fd00:2::/64"): UdpPeer(EXT_IP, 8285, True)})
+        tables.apply(first)
+        assert tables.peers.lookup(bytes((10, 5, 2, 0))) == parse_ip("192.0.2.1") + b"\x20\x5d\0\0"
+        tables.apply({})
+        assert tables.peers.keys() == []
+
+
+def test_tables_recover_from_a_write_that_failed_half_way() -> None:
+    def peers(numbers: range) -> dict[Prefix, UdpPeer]:
+        return {Prefix.parse(f"10.5.{i}.0/24"): UdpPeer(parse_ip(f"192.0.2.{i}"), 8285, True) for i in numbers}
+
+    with contextlib.closing(Tables(Shape(24, 4))) as tables:  # has room for eight
+        tables.apply(peers(range(1, 4)))
+        with pytest.raises(KernelError, match="more entries"):
+            tables.apply(peers(range(2, 40)))
+        for wanted in (peers(range(3, 6)), peers(range(4, 6))):
+            tables.apply(wanted)
+            assert set(tables.peers.keys()) == {bytes(subnet.ip) for subnet in wanted}
+            assert set(tables.sources.keys()) == {bytes(peer.ip) for peer in wanted.values()}
 
 
 def test_fifteen_thousand_peers_fit_whichever_way_they_are_keyed() -> None:
