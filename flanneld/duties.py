@@ -9,16 +9,17 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from flanneld.contracts import Backend, DataPath, TrafficManager, TrafficRules
+from flanneld.contracts import DataPath, TrafficManager, TrafficRules
 from flanneld.errors import ConfigError, KernelError, Unavailable
 from flanneld.kernel.listen import Hint, Miss
 from flanneld.kernel.rtnl import Rtnl
-from flanneld.model.addr import IP, MAC, Family, format_ip
-from flanneld.model.host import ExtIface, HostNet, IfaceWish
+from flanneld.model.addr import IP, MAC, format_ip
+from flanneld.model.host import ExtIface, HostNet
 from flanneld.model.lease import LeaseTable
 from flanneld.plan.drift import Entry, judge
 from flanneld.plan.extiface import follow
 from flanneld.problems import Problem
+from flanneld.startup import Standing
 from flanneld.wake import Wake
 
 log = logging.getLogger("flanneld")
@@ -102,17 +103,12 @@ class UnderlayWatch:
     def __init__(
         self,
         read: Callable[[], HostNet],
-        wish: IfaceWish,
-        families: tuple[Family, ...],
+        standing: Standing,
         path: DataPath,
-        backend: Backend,
-        ext: ExtIface,
         changed: Callable[[ExtIface], None],
         problem: Problem,
     ) -> None:
-        self._read, self._wish, self._families = read, wish, families
-        self._path, self._backend = path, backend
-        self.ext = ext
+        self._read, self._standing, self._path = read, standing, path
         self._changed = changed
         self._problem = problem
         self.wake = Wake()
@@ -127,28 +123,29 @@ class UnderlayWatch:
 
     def look(self) -> None:
         """Take the interface as it is now."""
+        standing = self._standing
+        before = standing.ext
         try:
             net = self._read()
-            ext = follow(self.ext, net, self._wish, self._families)
+            ext = follow(before, net, standing.wish, standing.conf.families())
         except (KernelError, ConfigError) as exc:
-            self._problem(f"external interface {self.ext.name}: {exc}")
+            self._problem(f"external interface {before.name}: {exc}")
             return
         if ext is None:
-            self._problem(f"external interface {self.ext.name} is away or has no address")
+            self._problem(f"external interface {before.name} is away or has no address")
             return
         link = net.link(ext.name)
         self._problem(None if link and link.up else f"external interface {ext.name} is down or has no carrier")
-        if ext == self.ext:
+        if ext == before:
             return
         try:
-            self._backend.mtu(ext)
+            standing.backend.mtu(ext)
             self._path.configure(ext)
         except ConfigError as exc:
             self._problem(f"external interface {ext.name}: {exc}")
             log.error("external interface changed and cannot be used: %s", exc)
             return
-        log.info("external interface changed: %s; it was %s", _brief(ext), _brief(self.ext))
-        self.ext = ext
+        log.info("external interface changed: %s; it was %s", _brief(ext), _brief(before))
         self._changed(ext)
 
 

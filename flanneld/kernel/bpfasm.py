@@ -56,8 +56,10 @@ class Helper(IntEnum):
     REDIRECT = 23
     SKB_LOAD_BYTES = 26
     GET_HASH_RECALC = 34
+    CSUM_UPDATE = 40
     SKB_CHANGE_HEAD = 43
     SKB_ADJUST_ROOM = 50
+    CSUM_LEVEL = 135
     REDIRECT_NEIGH = 152
 
 

@@ -1,0 +1,240 @@
+"""The daemon at work: wires sources, reconcile loop, rules, subnet file and health together.
+
+Nothing here decides: each duty is a class of its own, and this file tells one what another found. All of
+them run in one task group; one that raises ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+from flanneld.contracts import Store, TrafficManager, TrafficRules
+from flanneld.duties import HintFilter, Pager, RuleKeeper, UnderlayWatch
+from flanneld.errors import ConfigError, LeaseLost, Unavailable
+from flanneld.kernel.listen import HintListener, MissListener
+from flanneld.kernel.rtnl import Rtnl
+from flanneld.model.addr import Family
+from flanneld.model.host import ExtIface
+from flanneld.model.lease import LeaseTable
+from flanneld.model.netconf import NetConf
+from flanneld.model.netconf_parse import parse_netconf
+from flanneld.model.options import Options
+from flanneld.model.subnet_env import SubnetEnv
+from flanneld.problems import Problems
+from flanneld.reconcile import LEASES, Reconciler
+from flanneld.report.health import Health
+from flanneld.report.subnet_file import SubnetFile
+from flanneld.report.systemd import Notifier
+from flanneld.retry import backoff
+from flanneld.startup import Standing, host_net, refuse_restart_keys, surroundings
+from flanneld.wake import Wake
+
+log = logging.getLogger("flanneld")
+
+Duty = Coroutine[Any, Any, None]
+
+
+class Daemon:
+    """All parts of one running daemon.
+
+    Raises:
+        ConfigError: the data path cannot be built on this host.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        standing: Standing,
+        store: Store,
+        kernel: Rtnl,
+        file: SubnetFile,
+        health: Health,
+        notifier: Notifier,
+    ) -> None:
+        self._options, self._standing, self._store, self._kernel = options, standing, store, kernel
+        self._file, self._health, self._notifier = file, health, notifier
+        self._env = b""
+        self._announced = False
+        self._publish = asyncio.Event()
+        self._table = LeaseTable()
+        self._wake = Wake()
+        self._problems = Problems(self._tell_state)
+        slot = self._problems.slot
+        self._leases_problem = slot("leases", "the list of leases has not come yet")
+        self._lease_problem = slot("lease")
+        self._file_problem = slot("file", "subnet.env is not written yet")
+        self._path = standing.backend.data_path(surroundings(options, standing, self._publish.set, self._wake))
+        self._reconciler = Reconciler(
+            kernel, self._path, self._table, self._wake, slot("kernel", "the data path is not set up yet")
+        )
+        managers = _managers(standing.conf)
+        self._rules = RuleKeeper(*managers, self._wanted_rules, slot("rules", "no firewall rules yet"))
+        self._underlay = UnderlayWatch(
+            lambda: host_net(options), standing, self._path, self._underlay_changed, slot("underlay")
+        )
+
+    def duties(self) -> Iterator[Duty]:
+        """Everything that has to run from now on; call from the event loop."""
+        pager = self._listen()
+        self._write_env()
+        self._wake("start")
+        yield self._store.follow(self._table, self._leases_changed)
+        yield self._keep_lease()
+        yield self._store.follow_config(self._conf_changed)
+        yield self._reconciler.run()
+        yield self._rules.run(self._options.iptables_resync_s)
+        yield self._file.hold(self._env_now, lambda text: log.info("%s", text))
+        yield self._underlay.run(self._wake)
+        yield self._publish_changes()
+        yield pager.run()
+        yield pager.refuse()
+
+    def _listen(self) -> Pager:
+        """Begin to hear the kernel."""
+        fast = self._kernel.sibling()  # misses are answered between two pieces of a long write, on its own socket
+        catch_up: Callable[[], Coroutine[Any, Any, bool]] = lambda: self._store.catch_up(self._table)  # noqa: E731
+        pager = Pager(fast, self._path, self._table, self._wake, catch_up, self._reconciler.take_leases)
+        MissListener(pager.answer, lambda: self._wake("misses overrun")).start()
+        HintListener(
+            HintFilter(self._path, self._reconciler.damaged, self._wake, self._underlay.wake),
+            lambda: self._wake("hints overrun"),
+            frozenset({self._kernel.port_id, fast.port_id}),
+        ).start()
+        return pager
+
+    def close(self) -> None:
+        """The process ends; whatever can go on without it does."""
+        if self._path.runner is not None:
+            self._path.runner.close()
+
+    # ---- configuration ----------------------------------------------------------------------------
+
+    async def reload(self) -> None:
+        """Read the configuration again (SIGHUP)."""
+        self._notifier.reloading()
+        try:
+            self._conf_changed(await self._store.read_config())
+        except (Unavailable, ConfigError) as exc:
+            log.error("configuration cannot be read again, the old one is kept: %s", exc)
+        self._underlay.wake("SIGHUP")
+        self._notifier.ready()
+
+    def _conf_changed(self, raw: bytes) -> None:
+        """Take what can be taken live; say in one line what cannot, and keep the old."""
+        standing = self._standing
+        try:
+            conf = parse_netconf(raw)
+            if conf == standing.conf:
+                return
+            refuse_restart_keys(standing.conf, conf, standing.subnets)
+            standing.backend.reconfigure(conf, self._path)
+        except ConfigError as exc:
+            log.error("network configuration changed, but the old one is kept: %s", exc)
+            return
+        if conf.nftables != standing.conf.nftables:
+            self._rules.use(*_managers(conf))
+        log.info("network configuration changed and applied")
+        standing.conf = conf
+        self._rules.wake("configuration")
+        self._changed("configuration")
+
+    def _underlay_changed(self, ext: ExtIface) -> None:
+        self._standing.ext = ext
+        self._changed("underlay changed")
+
+    def _changed(self, what: str) -> None:
+        self._write_env()
+        self._wake(what)
+        self._publish.set()
+
+    # ---- leases -----------------------------------------------------------------------------------
+
+    def _leases_changed(self, _reason: str) -> None:
+        self._leases_problem(None)
+        self._wake(LEASES)
+
+    async def _keep_lease(self) -> None:
+        """Renew for ever; when another host holds our subnet, say so and wait for it to go.
+
+        Local containers keep working meanwhile; nothing of the other host's is ever overwritten.
+        """
+        delays, told = backoff(first_s=1.0, cap_s=30.0), ""
+        while True:
+            try:
+                await self._store.keep(lambda _reason: self._lease_problem(None))
+            except LeaseLost as exc:
+                if str(exc) != told:
+                    log.error(
+                        "lease lost: %s; containers here keep running, but this host is not ready: delete the other's "
+                        "key in etcd to get the subnet back, or restart flanneld to take another one",
+                        exc,
+                    )
+                told = str(exc)
+                self._lease_problem(told)
+                await asyncio.sleep(next(delays))
+
+    async def _publish_changes(self) -> None:
+        """Publish what we say about ourselves whenever it changed."""
+        standing = self._standing
+        while True:
+            await self._publish.wait()
+            self._publish.clear()
+            with contextlib.suppress(LeaseLost):  # the keeper tells
+                await self._store.publish(standing.backend.lease_attrs(standing.ext, standing.identity))
+
+    # ---- reports ----------------------------------------------------------------------------------
+
+    def _write_env(self) -> None:
+        standing = self._standing
+        v4, v6 = standing.conf.v4, standing.conf.v6
+        env = SubnetEnv(
+            v4.network if v4 else None,
+            standing.subnets.get(Family.V4) if v4 else None,
+            v6.network if v6 else None,
+            standing.subnets.get(Family.V6) if v6 else None,
+            standing.backend.mtu(standing.ext),
+            self._options.ip_masq,
+        )
+        self._env = env.render()
+        self._file.update(self._env)
+        self._file_problem(self._file.problem)
+
+    def _env_now(self) -> bytes:
+        """What subnet.env should say; asked at every look at the file, so its state is told here too."""
+        self._file_problem(self._file.problem)
+        return self._env
+
+    def _wanted_rules(self) -> Sequence[TrafficRules]:
+        options, conf = self._options, self._standing.conf
+        random = not options.ip_masq_fully_random_disable
+        return [
+            TrafficRules(part.network, subnet.masked(), options.ip_masq, random, options.iptables_forward_rules)
+            for family, subnet in self._standing.subnets.items()
+            if (part := conf.family(family)) is not None
+        ]
+
+    def _tell_state(self, problems: Sequence[str]) -> None:
+        self._health.set_ready(problems)
+        if problems:
+            self._notifier.status("; ".join(problems))
+            return
+        summary = f"ready subnet={'+'.join(map(str, self._standing.subnets.values()))} leases={len(self._table)}"
+        if self._path.runner is not None:
+            summary += f", {self._path.runner.status()}"
+        self._notifier.ready(summary)
+        if not self._announced:
+            log.info("%s", summary)
+        self._announced = True
+
+
+def _managers(conf: NetConf) -> tuple[TrafficManager, TrafficManager]:
+    """The firewall tool that the configuration asks for, and the other one."""
+    from flanneld.kernel.iptables import Iptables
+    from flanneld.kernel.nft import Nftables
+
+    nft, iptables = Nftables(), Iptables()
+    return (nft, iptables) if conf.nftables else (iptables, nft)

@@ -1,0 +1,163 @@
+"""From nothing to a lease: what has to be known before the daemon can begin to work.
+
+Configuration, external interface, backend, lease, in this order; waits for whatever passes, and says for
+what; what can never work raises ``ConfigError`` (contract 0.1 steps 9 to 14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import backends
+from flanneld.contracts import Backend, Store, Surroundings
+from flanneld.errors import ConfigError, Unavailable
+from flanneld.kernel import procfs
+from flanneld.kernel.host_net import read_host_net
+from flanneld.kernel.rtnl import Rtnl
+from flanneld.model.addr import Family, Prefix, format_ip
+from flanneld.model.host import ExtIface, HostNet, IfaceWish
+from flanneld.model.lease import Claim
+from flanneld.model.netconf import NetConf
+from flanneld.model.netconf_parse import parse_netconf
+from flanneld.model.options import Options
+from flanneld.plan.extiface import select
+from flanneld.report.state_dir import StateDir
+from flanneld.report.subnet_file import SubnetFile
+from flanneld.retry import backoff
+
+log = logging.getLogger("flanneld")
+
+
+@dataclass(slots=True)
+class Standing:
+    """What this host is and has. Configuration and interface may change while it runs, the rest stays."""
+
+    identity: str
+    """Who we are; 32 hex digits."""
+    conf: NetConf
+    wish: IfaceWish
+    """What the operator said about the interface."""
+    ext: ExtIface
+    backend: Backend
+    subnets: Mapping[Family, Prefix]
+    """Our lease."""
+    former_networks: tuple[Prefix, ...]
+    """Cluster networks that an earlier run wrote into subnet.env."""
+
+
+async def start_up(
+    options: Options, store: Store, state: StateDir, file: SubnetFile, kernel: Rtnl, say: Callable[[str], None]
+) -> Standing:
+    """Find out all that has to be known, and lease a subnet.
+
+    Args:
+        options: what the operator asked for.
+        store: where configuration and leases are.
+        state: what this host remembers.
+        file: the subnet file, for what an earlier run left in it.
+        kernel: for the devices that are there.
+        say: called with what is being waited for.
+
+    Raises:
+        ConfigError: no interface, unknown backend, settings that cannot work here.
+    """
+    identity = state.identity()
+    say("waiting for the network configuration")
+    conf = await _wait_for_conf(store)
+    wish = wish_of(options)
+    links = kernel.links()
+    ours = frozenset(name for name, link in links.items() if link.alias == alias_of(options) or _is_flannel(name))
+    ext, decision = select(host_net(options), wish, conf.families(), ours)
+    log.info("%s", decision)
+    backend = backends.create(conf, links, identity)
+    backend.mtu(ext)
+    for text in procfs.warnings(conf.families(), ext.name, iptables=not conf.nftables):
+        log.warning("%s", text)
+    before, remembered = file.previous(), state.previous_subnets()
+    say("waiting for a lease")
+    previous = (before.subnet or remembered[0], before.subnet6 or remembered[1])
+    own = (await store.acquire(conf, Claim(backend.lease_attrs(ext, identity), previous))).lease
+    log.info("lease acquired subnet=%s public=%s", own.name(), own.attrs.where())
+    state.remember(own.subnet, own.subnet6)
+    return Standing(
+        identity,
+        conf,
+        wish,
+        ext,
+        backend,
+        {f: s for f, s in zip(Family, (own.subnet, own.subnet6), strict=True) if s},
+        tuple(network for network in (before.network, before.network6) if network),
+    )
+
+
+async def _wait_for_conf(store: Store) -> NetConf:
+    """The network configuration, however long it takes to be there and right (contract 2.5, 3.8)."""
+    delays, told = backoff(cap_s=1.0), ""
+    while True:
+        try:
+            return parse_netconf(await store.read_config())
+        except (Unavailable, ConfigError) as exc:
+            if str(exc) != told:
+                log.warning("waiting for the network configuration: %s", exc)
+                told = str(exc)
+        await asyncio.sleep(next(delays))
+
+
+def surroundings(
+    options: Options, standing: Standing, republish: Callable[[], None], look: Callable[[str], None]
+) -> Surroundings:
+    """What a data path is built on."""
+    return Surroundings(
+        standing.ext,
+        standing.subnets,
+        alias_of(options),
+        standing.former_networks,
+        options.ip_blackhole_route,
+        republish,
+        look,
+    )
+
+
+def refuse_restart_keys(old: NetConf, new: NetConf, subnets: Mapping[Family, Prefix]) -> None:
+    """Refuse a changed configuration that a running daemon cannot take, whatever its backend.
+
+    Raises:
+        ConfigError: what changed; the sentence says that it needs a restart.
+    """
+    if new.backend_type != old.backend_type:
+        raise ConfigError(f"Backend.Type changed from {old.backend_type} to {new.backend_type}, which needs a restart")
+    if new.families() != old.families():
+        raise ConfigError("EnableIPv4 or EnableIPv6 changed, which needs a restart")
+    for family, subnet in subnets.items():
+        part = new.family(family)
+        if part is None or not part.network.covers(subnet) or subnet.length != part.subnet_len:
+            raise ConfigError(f"our subnet {subnet} does not fit the new {family.label} network, which needs a restart")
+
+
+def host_net(options: Options) -> HostNet:
+    """The host's network now, with the kernel's answer about ``--iface-can-reach``."""
+    return read_host_net([options.iface_can_reach] if options.iface_can_reach else [])
+
+
+def wish_of(options: Options) -> IfaceWish:
+    """What the operator said about the external interface."""
+    return IfaceWish(
+        options.iface,
+        options.iface_regex,
+        format_ip(options.iface_can_reach) if options.iface_can_reach else "",
+        format_ip(options.public_ip) if options.public_ip else "",
+        format_ip(options.public_ipv6) if options.public_ipv6 else "",
+    )
+
+
+def alias_of(options: Options) -> str:
+    """``ifalias`` of our devices: which daemon and network they belong to; the kernel takes 255 bytes."""
+    return f"flanneld {options.etcd_prefix}"[:255]
+
+
+def _is_flannel(name: str) -> bool:
+    """Whether a device is some flannel's, whose tunnel can never be the underlay of another."""
+    return name.startswith("flannel")
