@@ -261,8 +261,7 @@ class Pages:
 
     def _space_now(self) -> _Space:
         if self._space is None:
-            blocks = [*self.peers, self.overlay.subnet]
-            self._space = _Space(self.overlay.network, blocks, [*self._unserved, self.overlay.subnet])
+            self._space = _Space(self.overlay.network, self.overlay.subnet, self.peers)
         return self._space
 
     def _is_void(self, block: Prefix) -> bool:
@@ -306,12 +305,11 @@ def _void_route(block: Prefix) -> Route:
 
 
 class _Space:
-    """The gaps between leases, for look-up by address."""
+    """The gaps between peers, for look-up by address. A leased subnet that we cannot reach is a gap as well."""
 
-    def __init__(self, network: Prefix, taken: Iterable[Prefix], refused: Iterable[Prefix]) -> None:
-        self._network = network
-        self._refused = set(refused)
-        spans = sorted((block.first, block.last) for block in {*taken, *self._refused})
+    def __init__(self, network: Prefix, own: Prefix, peers: Iterable[Prefix]) -> None:
+        self._network, self._own = network, own
+        spans = sorted((block.first, block.last) for block in (own, *peers))
         self._starts = [first for first, _last in spans]
         self._ends: list[int] = []
         highest = -1
@@ -320,14 +318,16 @@ class _Space:
             self._ends.append(highest)
 
     def is_free(self, block: Prefix) -> bool:
-        """Whether no lease touches a block, or the block is one that is refused as a whole."""
-        if block in self._refused:
+        """Whether a block may be refused as a whole: no peer's, or ours, whose bridge has a better route."""
+        if block == self._own:
             return True
+        if not self._network.covers(block):
+            return False
         at = bisect_right(self._starts, block.last) - 1
         return at < 0 or self._ends[at] < block.first
 
     def gap(self, ip: IP) -> Prefix | None:
-        """The largest aligned block around an address that nobody leases; None outside the network."""
+        """The largest aligned block around an address that reaches no peer; None outside the network."""
         if not self._network.covers(ip):
             return None
         for length in range(self._network.length + 1, len(ip) * 8 + 1):

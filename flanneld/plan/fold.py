@@ -84,10 +84,14 @@ def _problem(lease: Lease, family: Family, public: IP | None, me: Self, backend_
 
 
 def usable_unicast(ip: IP) -> bool:
-    """Whether packets can be sent to an address over a network: not unspecified, loopback, multicast, reserved."""
+    """Whether packets can be sent to an address over a network: not unspecified, loopback, multicast, reserved.
+
+    Nor an IPv6 link-local one, which means nothing without an interface, nor what is in ::/32: IPv4-mapped
+    addresses and the like, which are on no wire.
+    """
     if len(ip) == 4:
         return 0 < ip[0] < 224 and ip[0] != 127
-    return ip[0] != 0xFF and int.from_bytes(ip, "big") > 1
+    return ip[0] != 0xFF and any(ip[:4]) and not (ip[0] == 0xFE and ip[1] & 0xC0 == 0x80)
 
 
 class Fold:
@@ -102,8 +106,9 @@ class Fold:
         self.notes: dict[str, str] = {}
         """By key of the lease, why it is not used."""
         self._meanings: dict[str, Remote | Unserved | Outside] = {}
-        self._names: dict[Prefix, tuple[str, ...]] = {}
-        """Keys by subnet: nearly always one, but ``10.5.1.0-24`` and ``10.5.1.0-24&fd00::-64`` may both exist."""
+        self._names: dict[IP, tuple[str, ...]] = {}
+        """Keys by first address of their subnet: nearly always one, but ``10.5.1.0-24``, ``10.5.1.0-26`` and
+        ``10.5.1.0-24&fd00::-64`` may all exist."""
 
     def update(self, changes: Mapping[str, Lease | None], conf: NetConf, me: Self, backend_type: str) -> set[Prefix]:
         """Take changed leases (None = gone); returns the subnets whose peer may be another now."""
@@ -122,8 +127,8 @@ class Fold:
                 self.notes[key] = new.why
             else:
                 self.notes.pop(key, None)
-        for subnet in touched:
-            self._elect(subnet)
+        for base in {subnet.ip for subnet in touched}:
+            touched |= self._elect(base)
         return touched
 
     def _rename(self, key: str, old: Meaning, new: Meaning) -> Iterator[Prefix]:
@@ -131,31 +136,42 @@ class Fold:
         before = old.subnet if isinstance(old, Remote | Unserved) else None
         after = new.subnet if isinstance(new, Remote | Unserved) else None
         if after is not None and before is None:
-            self._names[after] = (*self._names.get(after, ()), key)
+            self._names[after.ip] = (*self._names.get(after.ip, ()), key)
         elif before is not None and after is None:
-            left = tuple(name for name in self._names[before] if name != key)
+            self.remotes.pop(before, None)
+            self.unserved.pop(before, None)
+            left = tuple(name for name in self._names[before.ip] if name != key)
             if left:
-                self._names[before] = left
+                self._names[before.ip] = left
             else:
-                del self._names[before]
+                del self._names[before.ip]
         yield from (subnet for subnet in {before, after} if subnet is not None)
 
-    def _elect(self, subnet: Prefix) -> None:
-        """Of several claims of one subnet, the one written last counts, if it can be served."""
-        names = self._names.get(subnet, ())
-        claims = [(key, self._meanings[key]) for key in names]
+    def _elect(self, base: IP) -> set[Prefix]:
+        """Of several claims that begin at one address, the one written last counts, if it can be served.
+
+        The first address is what a tunnel's neighbour entry is for: two hosts cannot share it. Returns all
+        subnets that were claimed.
+        """
+        claims = [(key, self._meanings[key]) for key in sorted(self._names.get(base, ()))]
         remotes = sorted((claim.revision, key, claim) for key, claim in claims if isinstance(claim, Remote))
-        self.remotes.pop(subnet, None)
-        self.unserved.pop(subnet, None)
-        if remotes:
-            *losers, (_revision, _key, winner) = remotes
-            self.remotes[subnet] = winner
-            for _revision, key, loser in losers:
-                if loser.public_ip != winner.public_ip:
-                    self.notes[key] = (
-                        f"{subnet} is leased twice, by {format_ip(loser.public_ip)} and, written later, by "
-                        f"{format_ip(winner.public_ip)}, which counts"
-                    )
+        subnets = {claim.subnet for _key, claim in claims if not isinstance(claim, Outside)}
+        for subnet in subnets:
+            self.remotes.pop(subnet, None)
+            self.unserved.pop(subnet, None)
         for _key, claim in claims:
-            if isinstance(claim, Unserved) and not remotes:
-                self.unserved[subnet] = claim.why
+            if isinstance(claim, Unserved):
+                self.unserved[claim.subnet] = claim.why
+        if remotes:
+            *losers, (_revision, winning_key, winner) = remotes
+            self.remotes[winner.subnet] = winner
+            self.unserved.pop(winner.subnet, None)
+            self.notes.pop(winning_key, None)
+            for _revision, key, loser in losers:
+                self.notes.pop(key, None)
+                if loser[:2] != winner[:2]:
+                    self.notes[key] = (
+                        f"{loser.subnet} of {format_ip(loser.public_ip)} begins where {winner.subnet} of "
+                        f"{format_ip(winner.public_ip)} does, which was written later and counts"
+                    )
+        return subnets
