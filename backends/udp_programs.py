@@ -33,6 +33,7 @@ R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, FP = Reg
 TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 2, 7
 BPF_F_INGRESS = 1
 ADJ_ROOM_MAC = 1
+CSUM_LEVEL_QUERY = 0
 FIXED_GSO, ENCAP_L3_IPV4, ENCAP_L4_UDP = 1 << 0, 1 << 1, 1 << 4
 _SKB_LEN, _SKB_PKT_TYPE, _SKB_GSO_SEGS, _SKB_GSO_SIZE = 0, 4, 164, 176
 
@@ -67,7 +68,7 @@ class Count(IntEnum):
     RX_EXPIRED = 8
     RX_ERROR = 9
     RX_SPLIT = 10
-    """Sent to be split into datagrams; they are counted again as RX when they come out."""
+    """Sent to be split into datagrams or finished; they are counted again as RX when they come out."""
 
 
 class Encap(NamedTuple):
@@ -98,7 +99,7 @@ class Decap(NamedTuple):
     link_header: int
     """Bytes in front of the IP header on the external interface: 14, or 0 where there is no Ethernet."""
     split_ifindex: int = 0
-    """Where aggregates of several datagrams go, to be split by the kernel. 0: they are left to the socket."""
+    """Where aggregates of several datagrams go, and unfinished ones. 0: they are left to the socket."""
     far_end: bool = False
     """This *is* where they come out: nobody behind it reads what the program leaves."""
 
@@ -290,7 +291,7 @@ def decap(name: str, spec: Decap) -> Program:
 
     An aggregate of several datagrams (of a sender with UDP_SEGMENT over a virtual link, or of a card with
     ``rx-udp-gro-forwarding``) goes through the compat pair, which splits it, and a second ``decap`` stands at the far
-    end. Left to the socket it would be overtaken by the single datagrams around it.
+    end. Left to the socket it would be overtaken by the single datagrams around it. So does an unfinished datagram.
     """
     p = Program(name)
     p.copy(R6, R1)
@@ -325,6 +326,8 @@ def decap(name: str, spec: Decap) -> Program:
         p.network_order(R2, 16)
         p.compute(R2, "-", more)
         p.branch(R2, "!=", R8, "lengths_differ")
+    if not spec.far_end:
+        _refuse_unfinished(p, "pair" if spec.split_ifindex else "leave")
     p.load(R2, FP, _RX_INNER + 8, 8)
     p.branch(R2, "<=", 1, "expired")
     p.note("off with the outer headers, on to the TUN")
@@ -357,10 +360,33 @@ def decap(name: str, spec: Decap) -> Program:
     return p
 
 
+def _refuse_unfinished(p: Program, elsewhere: str) -> None:
+    """Send a datagram elsewhere whose own UDP checksum nobody filled in or looked at.
+
+    A sender with a socket leaves it to hardware too, and over a virtual link it comes unfinished. The kernel keeps
+    where the checksum belongs, so without the outer headers that place is wrong: a pod behind us never notices, but
+    the kernel drops what it has to fragment again, and a card that forwards it would write into the payload. The
+    pair finishes it. Our kernel peers send none, and over a real link the card has checked it, which the kernel
+    shows as a checksum level or a sum over the packet.
+    """
+    p.note("an unfinished outer checksum is finished first: there is one, and no card has vouched for it")
+    p.load(R2, FP, _RX_UDP + 6, 16)
+    p.branch(R2, "==", 0, "finished")
+    for helper, argument in ((Helper.CSUM_LEVEL, CSUM_LEVEL_QUERY), (Helper.CSUM_UPDATE, 0)):
+        p.copy(R1, R6)
+        p.set(R2, argument)
+        p.call(helper)
+        p.compute(R0, ">>", 32, bits=64)  # both give 32 bits, or a negative error where the packet has no such thing
+        p.branch(R0, "==", 0, "finished")
+    p.goto(elsewhere)
+    p.label("finished")
+
+
 def _split(p: Program, spec: Decap) -> None:
     p.note("an aggregate: into the pair, to be split")
     p.load(R2, R6, _SKB_GSO_SIZE, 32)
     p.branch(R2, "==", 0, "leave")
+    p.label("pair")
     p.set(R1, spec.split_ifindex)
     p.set(R2, 0)
     p.call(Helper.REDIRECT)
