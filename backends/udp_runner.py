@@ -208,11 +208,11 @@ class UdpRunner:
         """Note a refusal; a data path that was asked for by name must work."""
         if why is None:
             return True
-        if name not in self.refusals:
-            log.info("udp data path %s is not used: %s", name, why)
-        self.refusals[name] = why
+        told, self.refusals[name] = self.refusals.get(name), why
         if self._settings.data_path == name:
-            raise KernelError(f'use the data path "{name}" that Backend.DataPath asks for', 0, why)
+            raise KernelError(f'use the data path "{name}", as Backend.DataPath says', 0, f"{why}; auto takes the next")
+        if told != why:
+            log.info("udp data path %s is not used: %s", name, why)
         return False
 
     def _wanted(self) -> _Ground:
