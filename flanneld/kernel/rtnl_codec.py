@@ -151,11 +151,15 @@ def _neighbour_failed(ip: IP, ifindex: int) -> bytes:
 
 
 def fdb(obj: Fdb, ifindex: int, *, delete: bool = False) -> bytes:
-    """Create, replace or delete a vxlan forwarding entry; permanent and self, as flannel's (contract 6.15)."""
-    body = (
-        _NDMSG.pack(AF_BRIDGE, ifindex, NUD_PERMANENT, NTF_SELF, 0) + attr(NDA_DST, obj.dst) + attr(NDA_LLADDR, obj.mac)
-    )
-    return message(RTM_DELNEIGH, 0, body) if delete else message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+    """Create, replace or delete a vxlan forwarding entry; permanent and self, as flannel's (contract 6.15).
+
+    Deleting names the MAC alone and so takes all its destinations: a broadcast entry may have several.
+    """
+    head = _NDMSG.pack(AF_BRIDGE, ifindex, NUD_PERMANENT, NTF_SELF, 0)
+    if delete:
+        return message(RTM_DELNEIGH, 0, head + attr(NDA_LLADDR, obj.mac))
+    body = head + attr(NDA_DST, obj.dst) + attr(NDA_LLADDR, obj.mac)
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 NEIGH_SETTINGS: Final = {"app_solicit": 9, "ucast_solicit": 10, "mcast_solicit": 11, "unres_qlen_bytes": 16}

@@ -23,7 +23,8 @@ class State:
 
     links: dict[str, Link] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
-    addresses: dict[tuple[str, IP], Address] = field(default_factory=dict)
+    addresses: dict[Address, Address] = field(default_factory=dict)
+    """By whole value too: one address may be there with several prefix lengths."""
     fdb: dict[tuple[str, MAC], Fdb] = field(default_factory=dict)
     neighbours: dict[tuple[str, IP], Neighbour] = field(default_factory=dict)
     routes: dict[Route, None] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class State:
             case Route():
                 self.routes[obj] = None
             case Address():
-                self.addresses[obj.link, obj.ip] = obj
+                self.addresses[obj] = obj
             case Link():
                 self.links[obj.name] = obj
             case Sysctl():
@@ -67,7 +68,7 @@ class State:
             case Route():
                 self.routes.pop(obj, None)
             case Address():
-                self.addresses.pop((obj.link, obj.ip), None)
+                self.addresses.pop(obj, None)
             case Link():
                 self.links.pop(obj.name, None)
             case Sysctl():
@@ -84,7 +85,7 @@ class State:
             case Route():
                 return obj in self.routes
             case Address():
-                return self.addresses.get((obj.link, obj.ip)) == obj
+                return obj in self.addresses
             case Link():
                 return self.links.get(obj.name) == obj
             case Sysctl():

@@ -74,6 +74,7 @@ def plan(
         for path, value in desired.sysctls.items()
         if there.sysctls.get(path) != value
     )
+    ops += _surplus(_in_the_way(desired, there), own)
     ops += _missing(desired.addresses, there.addresses)
     ops += (
         Op(Verb.PUT, op.obj._replace(up=True), op.obj)
@@ -95,7 +96,8 @@ def plan(
             own,
         )
         ops += _surplus((f for key, f in there.fdb.items() if key not in desired.fdb), own)
-    ops += _surplus((a for key, a in there.addresses.items() if key not in desired.addresses), own)
+    deleted = {op.obj for op in ops if op.verb is Verb.DELETE}
+    ops += _surplus((a for a in there.addresses if a not in desired.addresses and a not in deleted), own)
     return ops
 
 
@@ -201,6 +203,15 @@ def _missing(want: Mapping[K, V], there: Mapping[K, V]) -> Iterator[Op]:
         old = there.get(key)
         if old != obj:
             yield Op(Verb.PUT, obj, old)
+
+
+def _in_the_way(desired: State, there: State) -> Iterator[Address]:
+    """IPv6 addresses of ours with another prefix length, which the kernel would keep when told to add ours.
+
+    IPv4 ones go after the adding: with a device's last IPv4 address all its routes vanish.
+    """
+    lengths = {(want.link, want.ip): want.length for want in desired.addresses if len(want.ip) == 16}
+    return (a for a in there.addresses if lengths.get((a.link, a.ip), a.length) != a.length)
 
 
 def _routes(desired: State, there: State, own: Ownership) -> tuple[list[Op], set[Route]]:

@@ -38,7 +38,7 @@ from flanneld.model.objects import (
     Vxlan,
 )
 from flanneld.model.state import State
-from flanneld.plan.diff import Op, Verb
+from flanneld.plan.diff import Op, Verb, plan
 from flanneld.plan.ownership import Ownership
 from tests.support.netns import Netns, join
 
@@ -250,6 +250,31 @@ def test_a_device_is_changed_in_place_field_by_field(ns: Netns) -> None:
             assert kernel.links()["flannel.1"] == want
             was = want
         assert socket.if_nametoindex("flannel.1") == index
+
+    play(ns, scenario)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_an_address_with_another_prefix_length_is_replaced_in_one_go_and_the_routes_stay(
+    ns: Netns, family: Family
+) -> None:
+    """The kernel keeps an IPv6 address's length when told to add it with another, and drops all routes of a
+    device with its last IPv4 address: so the order differs."""
+    base, length = str(OWN[family]).split("/")
+
+    async def scenario(kernel: Rtnl) -> None:
+        written = await build(kernel, family)
+        settings = [obj.path for obj in written if isinstance(obj, Sysctl)]
+        ns.run("ip", "addr", "add", f"{base}/{length}", "dev", DEVICE[family], check=False)  # IPv6 refuses a second
+        ns.run("ip", "addr", "del", f"{base}/{family.bits}", "dev", DEVICE[family])
+        ns.run("ip", "addr", "replace", f"{base}/{length}", "dev", DEVICE[family])
+        desired = State.of(written)
+        ops = plan(desired, await kernel.read(OWNERSHIP, settings), OWNERSHIP)
+        assert {type(op.obj) for op in ops} == {Address}
+        assert await kernel.apply(ops) == []
+        observed = await kernel.read(OWNERSHIP, settings)
+        assert [str(op) for op in plan(desired, observed, OWNERSHIP)] == []
+        assert [str(obj) for obj in written if obj not in observed] == []
 
     play(ns, scenario)
 

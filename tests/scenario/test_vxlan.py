@@ -212,6 +212,8 @@ DAMAGE = {
     "device deleted": "ip link del flannel.1",
     "device with a new MAC": "ip link set flannel.1 address 02:00:00:00:77:77",
     "addresses flushed": "ip addr flush dev flannel.1",
+    "our address with a wider prefix beside": "ip addr add 10.244.1.0/24 dev flannel.1",
+    "our address with a wider prefix instead": "ip addr flush dev flannel.1; ip addr add 10.244.1.0/24 dev flannel.1",
     "a foreign address": "ip addr add 192.0.2.5/24 dev flannel.1",
     "a foreign default route": "ip route add default dev flannel.1",
     "routes flushed": "ip route flush table main",
@@ -220,9 +222,21 @@ DAMAGE = {
     "neighbour not permanent": "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 nud stale dev flannel.1",
     "forwarding entries flushed": "bridge fdb flush dev flannel.1",
     "forwarding entry with a wrong address": "bridge fdb replace 02:00:00:00:00:02 dst 198.18.0.99 dev flannel.1",
+    "forwarding entry with a port of its own": (
+        "bridge fdb replace 02:00:00:00:00:02 dst 198.18.0.2 dev flannel.1 port 4789"
+    ),
+    "forwarding entry to everybody": (
+        "bridge fdb append 00:00:00:00:00:00 dst 198.18.0.98 dev flannel.1;"
+        "bridge fdb append 00:00:00:00:00:00 dst 198.18.0.99 dev flannel.1"
+    ),
     "a stranger's forwarding entry": "bridge fdb append 02:00:00:00:55:55 dst 198.18.0.99 dev flannel.1",
     "a route to the wrong host": "ip route replace 10.244.2.0/24 via 10.244.3.0 dev flannel.1 onlink",
+    "a second route of the same metric": "ip route append 10.244.2.0/24 via 10.244.3.0 dev flannel.1 onlink",
+    "a noarp neighbour with a wrong MAC": (
+        "ip neigh replace 10.244.2.9 lladdr 02:00:00:00:66:66 nud noarp dev flannel.1"
+    ),
     "a route that no lease covers": "ip route add 10.244.77.0/24 via 10.244.3.0 dev flannel.1 onlink",
+    "alias changed": "ip link set flannel.1 alias mine",
     "MTU changed": "ip link set flannel.1 mtu 1300",
     "settings changed": "echo 0 > /proc/sys/net/ipv4/neigh/flannel.1/app_solicit",
     "another device of our name": "ip link del flannel.1; ip link add flannel.1 type bridge",

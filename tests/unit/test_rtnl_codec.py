@@ -76,6 +76,10 @@ GOLDEN: dict[str, tuple[bytes, str]] = {
         nl.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7),
         "30000000 1c00 0105 00000000 00000000 07000000 07000000 8000 02 0008000100 c6120002 0a000200 020000000002 0000",
     ),
+    "a forwarding entry is deleted by its MAC": (
+        nl.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7, delete=True),
+        "28000000 1d00 0100 00000000 00000000 07000000 07000000 8000 02 00 0a000200 020000000002 0000",
+    ),
     "a peer's route is onlink, boot, universe, without metric (contract 6.1, 6.15)": (
         nl.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7),
         "34000000 1800 0106 00000000 00000000 02 18 00 00 fe 03 00 01 04000000"
@@ -169,11 +173,21 @@ def test_gbp_is_a_flag_and_learning_a_byte() -> None:
     assert found[nl.VX_LEARNING] == b"\1"
 
 
+def changed(now: Link, was: Link) -> list[dict[int, bytes]]:
+    return [nl.attrs(request, nl.HEADER_BYTES + 16) for request in nl.link_set(now, was, 7)]
+
+
 def test_a_change_in_place_names_only_what_differs() -> None:
-    same = nl.attrs(nl.link_set(DEVICE, DEVICE, 7), nl.HEADER_BYTES + 16)
-    assert same == {}
-    smaller = nl.attrs(nl.link_set(DEVICE._replace(mtu=1400), DEVICE, 7), nl.HEADER_BYTES + 16)
-    assert {kind: nl.u32(value) for kind, value in smaller.items()} == {nl.IFLA_MTU: 1400}
+    assert changed(DEVICE, DEVICE) == [{}]
+    assert changed(DEVICE._replace(mtu=1400), DEVICE) == [{nl.IFLA_MTU: (1400).to_bytes(4, sys.byteorder)}]
+    assert changed(DEVICE._replace(mac=MAC2), DEVICE) == [{nl.IFLA_ADDRESS: MAC2}]
+
+
+def test_vxlan_settings_change_before_the_mtu_in_a_message_of_their_own() -> None:
+    """The driver refuses an MTU beside its own settings (drivers/net/vxlan, vxlan_nl2conf)."""
+    assert DEVICE.vxlan is not None
+    moved = DEVICE._replace(mtu=1400, vxlan=DEVICE.vxlan._replace(local=parse_ip("198.18.0.9")))
+    assert [set(found) for found in changed(moved, DEVICE)] == [{nl.IFLA_LINKINFO}, {nl.IFLA_MTU}]
 
 
 # ---- round trips: what the kernel tells back has the form of what it was told --------------------------
