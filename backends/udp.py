@@ -7,7 +7,7 @@ who its peers are, and what address and route the TUN device has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -20,7 +20,7 @@ from flanneld.errors import ConfigError
 from flanneld.model.addr import IP, MAC, Family, Prefix
 from flanneld.model.backend_conf import BackendConf
 from flanneld.model.host import ExtIface
-from flanneld.model.lease import LeaseAttrs
+from flanneld.model.lease import Lease, LeaseAttrs
 from flanneld.model.mtu import WireMTU, tunnel_mtu
 from flanneld.model.netconf import NetConf
 from flanneld.model.objects import Address, KernelObject, Link, Route
@@ -94,6 +94,8 @@ class UdpNetwork(UnpagedNetwork):
     """The TUN's address and route; the peers are the runner's."""
 
     devices = frozenset({DEVICE})
+    watches_routes = True
+    """The kernel path sends by one interface; a peer that is routed through another is the pump's."""
 
     def __init__(self, conf: NetConf, around: Surroundings, settings: UdpConf, *, announced: bool) -> None:
         self.peers: dict[Prefix, UdpPeer] = {}
@@ -111,6 +113,10 @@ class UdpNetwork(UnpagedNetwork):
     def mtu(self) -> int:
         """Of the TUN, in bytes."""
         return tun_mtu(self.ext)
+
+    def public_addresses(self, leases: Iterable[Lease]) -> Sequence[IP]:
+        """None whose routes decide about objects; the data path asks for itself."""
+        return ()
 
     def check(self, conf: NetConf, ext: ExtIface) -> None:
         """The interface must have an IPv4 address and leave room for packets."""

@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from backends import udp_programs as programs
+from backends.udp_decap import Decap, decap
+from backends.udp_encap import Encap, encap
 from backends.udp_packet import UdpPeer
 from backends.udp_tables import Shape, Tables, counters_of, make_counters, totals
 from backends.udp_trial import try_in_scratch
@@ -154,16 +156,24 @@ class FastPath:
     def reattach(self, cfg: FastConfig) -> None:
         """Take another external interface, address, port or switch; or repair what is not intact.
 
-        Routes to peers are looked up again too, so this is also the answer to a changed routing table.
         Programs are swapped in place, so no packet is lost that still can arrive. The TUN's name stays.
 
         Raises:
             KernelError: refused; the next call tries again.
         """
         self._cfg = cfg
-        self._elsewhere.clear()
         if self._tables is not None:
             self._attach(cfg, self._tables)
+        self.follow_routes()
+
+    def follow_routes(self) -> None:
+        """Look up again through which interface each peer is reached, after the routing table changed.
+
+        Raises:
+            KernelError: refused; the next call tries again.
+        """
+        self._elsewhere.clear()
+        if self._tables is not None:
             self._tables.apply(self._peers, self._reached_elsewhere(self._peers))
 
     def stats(self) -> dict[str, int]:
@@ -228,11 +238,9 @@ class FastPath:
         near_name, far_name = f"{cfg.tun}c0", f"{cfg.tun}c1"
         near, far = ensure_pair(sock, near_name, far_name)
         link_header = link_header_bytes(cfg.ext)
-        split = programs.Decap(
-            tables.sources.fd, counters.fd, cfg.ext_ip, cfg.port, tun, programs.ETHERNET, far_end=True
-        )
+        split = Decap(tables.sources.fd, counters.fd, cfg.ext_ip, cfg.port, tun, programs.ETHERNET, far_end=True)
         receive = split._replace(link_header=link_header, split_ifindex=near if link_header else 0, far_end=False)
-        compat = programs.Encap(
+        compat = Encap(
             tables.peers.fd,
             counters.fd,
             cfg.ext_ip,
@@ -244,10 +252,10 @@ class FastPath:
         transmit = compat._replace(compat_ifindex=near, compat_always=cfg.compat_always)
         attached = {}
         for program, device, ifindex, direction, priority in (
-            (programs.decap("split", split), far_name, far, Direction.INGRESS, tc.PRIORITY - 1),
-            (programs.decap("decap", receive), cfg.ext, ext, Direction.INGRESS, tc.PRIORITY),
-            (programs.encap("compat", compat), far_name, far, Direction.INGRESS, tc.PRIORITY),
-            (programs.encap("encap", transmit), cfg.tun, tun, Direction.EGRESS, tc.PRIORITY),
+            (decap("split", split), far_name, far, Direction.INGRESS, tc.PRIORITY - 1),
+            (decap("decap", receive), cfg.ext, ext, Direction.INGRESS, tc.PRIORITY),
+            (encap("compat", compat), far_name, far, Direction.INGRESS, tc.PRIORITY),
+            (encap("encap", transmit), cfg.tun, tun, Direction.EGRESS, tc.PRIORITY),
         ):
             name = _filter_name(cfg.tun, program.name)
             tc.ensure_clsact(sock, ifindex)

@@ -27,6 +27,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from backends.udp_fast import FastConfig, FastPath, remove_leftovers
 from backends.udp_packet import PumpConfig, UdpPeer
 from backends.udp_pump import Pump, probe_gso
 from flanneld.contracts import Surroundings
@@ -37,7 +38,6 @@ from flanneld.model.addr import Prefix, format_ip
 
 if TYPE_CHECKING:
     from backends.udp import UdpConf, UdpNetwork
-    from backends.udp_fast import FastConfig, FastPath
 
 log = logging.getLogger("flanneld.udp")
 
@@ -92,7 +92,7 @@ class UdpRunner:
     # ---- called by the reconcile loop ---------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the TUN if it is not there, so that the planner finds a device to work on; look at our filters.
+        """Make the TUN if it is not there, so that the planner finds a device to work on; look at filters and routes.
 
         Raises:
             KernelError: no TUN can be had, or the kernel cannot be asked.
@@ -105,6 +105,8 @@ class UdpRunner:
         if self._fast is not None:
             tun.set_persist(self._fd, True)
             self._torn = not self._fast.is_intact()
+            if not self._torn:
+                self._fast.follow_routes()
 
     def apply(self) -> None:
         """Start what is not running, follow the external interface, repair, and hand over the peers.
@@ -175,8 +177,6 @@ class UdpRunner:
     def _try_kernel(self, cfg: FastConfig) -> FastPath | None:
         if self._settings.data_path not in ("auto", "kernel"):
             return None
-        from backends.udp_fast import FastPath  # not needed, and not loaded, until somebody asks for it
-
         fast = FastPath()
         why = fast.probe(cfg)
         if why is None:
@@ -192,8 +192,6 @@ class UdpRunner:
 
     def _remove_kernel_path(self) -> None:
         """A former daemon may have left one, which would go on with the peers of its time."""
-        from backends.udp_fast import remove_leftovers
-
         remove_leftovers(DEVICE)
         tun.set_persist(self._fd, False)
 
@@ -216,8 +214,6 @@ class UdpRunner:
         return False
 
     def _wanted(self) -> _Ground:
-        from backends.udp_fast import FastConfig
-
         path, settings = self._path, self._settings
         v4, ip = path.conf.v4, path.ext.ip
         if v4 is None or ip is None:

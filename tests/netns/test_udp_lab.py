@@ -359,6 +359,33 @@ def test_a_new_external_address_or_mtu_is_followed_here_and_by_the_peer(make_lab
         assert_pods_exchange_data(lab)
 
 
+def test_a_route_that_leads_a_peer_through_another_interface_is_followed_there_and_back(make_lab: MakeLab) -> None:
+    """The programs send by one interface, so such a peer is the pump's."""
+    with cluster(make_lab, "kernel", "kernel") as lab:
+        first, second = lab.hosts
+        first.ip("link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", second.netns)
+        for host, other in ((first, second), (second, first)):
+            host.ip("link", "set", "eth1", "up")
+            host.ip("addr", "add", f"198.18.9.{host.number}/24", "dev", "eth1")
+            host.ip("route", "add", other.address(), "via", f"198.18.9.{other.number}")
+
+        def carried() -> int:
+            [link] = json.loads(first.ip("-s", "-j", "link", "show", "eth1"))
+            return int(link["stats64"]["tx"]["packets"])
+
+        def goes_by_eth1() -> bool:
+            before = carried()
+            ping(first.pod, second.pod_address(), 10)
+            return carried() - before >= 10
+
+        until(goes_by_eth1, "packets go where the route leads")
+        assert_pods_exchange_data(lab)
+        for host, other in ((first, second), (second, first)):
+            host.ip("route", "del", other.address())
+        until(lambda: not goes_by_eth1(), "and back")
+        assert_pods_exchange_data(lab)
+
+
 def test_a_peer_that_moves_to_another_address_or_data_path_is_followed_by_its_lease(make_lab: MakeLab) -> None:
     """By a lease written by hand, so that nothing but the lease tells."""
     with cluster(make_lab, "kernel", PLAIN) as lab:
