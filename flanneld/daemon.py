@@ -13,7 +13,10 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from flanneld.contracts import Store, TrafficManager, TrafficRules
-from flanneld.duties import HintFilter, Pager, RuleKeeper, UnderlayWatch
+from flanneld.duties.hints import HintFilter
+from flanneld.duties.pager import Pager
+from flanneld.duties.rules import RuleKeeper
+from flanneld.duties.underlay import UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.rtnl import Rtnl

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from flanneld.duties import HintFilter, Pager
+from flanneld.duties.hints import HintFilter
+from flanneld.duties.pager import Pager
 from flanneld.kernel.listen import SO_RCVBUFFORCE, HintListener, MissListener
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.lease import Lease

@@ -1,0 +1,31 @@
+"""Turns kernel notifications into work for the reconcile loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flanneld.contracts import DataPath
+from flanneld.kernel.listen import Hint
+from flanneld.plan.drift import Entry, judge
+from flanneld.wake import Wake
+
+
+class HintFilter:
+    """Turns kernel notifications into work, dropping those that agree with what we want."""
+
+    def __init__(self, path: DataPath, damaged: Callable[[Entry], None], wake: Wake, underlay: Wake) -> None:
+        self._path, self._damaged, self._wake, self._underlay = path, damaged, wake, underlay
+
+    def __call__(self, hint: Hint) -> None:
+        """Judge one notification."""
+        found = judge(
+            hint.obj,
+            new=hint.new,
+            desired=self._path.desired,
+            own=self._path.own,
+            watch_routes=self._path.watches_routes,
+        )
+        if isinstance(found, str):
+            (self._underlay if found.startswith("underlay") else self._wake)(found)
+        elif found is not None:
+            self._damaged(found)
