@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 
 from backends import udp_programs as programs
+from backends.udp_decap import Decap, decap
+from backends.udp_encap import Encap, encap
 from backends.udp_packet import UdpPeer, checksum_of, take_hop
 from backends.udp_tables import Shape, Tables, make_counters
 from flanneld.errors import KernelError
@@ -50,12 +52,13 @@ def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int) -> str | None:
         tables = held.enter_context(contextlib.closing(Tables(Shape(_SUBNET.length, 16))))
         counters = held.enter_context(contextlib.closing(make_counters()))
         tables.apply({_SUBNET: UdpPeer(_PEER_IP, port, kernel_rx=True)})
-        direct = programs.Encap(tables.peers.fd, counters.fd, ext_ip, far, port, _SUBNET.length)
+        direct = Encap(tables.peers.fd, counters.fd, ext_ip, far, port, _SUBNET.length)
         at_tun = direct._replace(compat_ifindex=near)
-        receive = programs.Decap(tables.sources.fd, counters.fd, ext_ip, port, near, programs.ETHERNET)
-        encap, decap = programs.encap("flannel_try_tx", direct), programs.decap("flannel_try_rx", receive)
-        tun = programs.encap("flannel_try_tun", at_tun)
-        loaded = [held.enter_context(contextlib.closing(Loaded.load(p.name, p.code()))) for p in (encap, decap, tun)]
+        receive = Decap(tables.sources.fd, counters.fd, ext_ip, port, near, programs.ETHERNET)
+        direct_program, receiver = encap("flannel_try_tx", direct), decap("flannel_try_rx", receive)
+        tun = encap("flannel_try_tun", at_tun)
+        written = (direct_program, receiver, tun)
+        loaded = [held.enter_context(contextlib.closing(Loaded.load(p.name, p.code()))) for p in written]
         for number, (program, direction) in enumerate(
             zip(loaded, (Direction.INGRESS, Direction.INGRESS, Direction.EGRESS), strict=True)
         ):

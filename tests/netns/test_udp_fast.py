@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends import udp_programs as programs
+from backends.udp_decap import Decap, decap
+from backends.udp_encap import Encap, encap
 from backends.udp_fast import FastPath, remove_leftovers
 from backends.udp_packet import PeerTable, UdpPeer, destination, fault, take_hop
 from backends.udp_programs import TC_ACT_REDIRECT, TC_ACT_SHOT
@@ -48,13 +50,13 @@ class Engine:
         self.counters = make_counters()
         self.tables.apply(golden.PEERS)
         peers, counts = self.tables.peers.fd, self.counters.fd
-        direct = programs.Encap(
+        direct = Encap(
             peers, counts, EXT_IP, ELSEWHERE, golden.PORT, self.tables.shape.prefix_length,
             hash_source_port=hash_source_port,
         )  # fmt: skip
-        receive = programs.Decap(self.tables.sources.fd, counts, EXT_IP, golden.PORT, ELSEWHERE, programs.ETHERNET)
-        self.encap = self._load(programs.encap("t_encap", direct))
-        self.decap = self._load(programs.decap("t_decap", receive))
+        receive = Decap(self.tables.sources.fd, counts, EXT_IP, golden.PORT, ELSEWHERE, programs.ETHERNET)
+        self.encap = self._load(encap("t_encap", direct))
+        self.decap = self._load(decap("t_decap", receive))
 
     @staticmethod
     def _load(program: Program) -> Loaded:
@@ -141,10 +143,10 @@ def test_what_is_not_one_whole_datagram_for_us_goes_its_ordinary_way_unchanged(e
 def test_an_aggregate_of_datagrams_goes_to_be_split_and_is_counted_as_what_it_is(engine: Engine) -> None:
     before = totals(engine.counters)
     frame = ETHERNET + NOT_OURS["several datagrams in one"]
-    split = programs.Decap(
+    split = Decap(
         engine.tables.sources.fd, engine.counters.fd, EXT_IP, golden.PORT, ELSEWHERE, 14, split_ifindex=ELSEWHERE
     )
-    with contextlib.closing(Loaded.load("t", programs.decap("t", split).code())) as loaded:
+    with contextlib.closing(Loaded.load("t", decap("t", split).code())) as loaded:
         outcome = loaded.run(frame, gso_bytes=len(INNER), gso_segments=2)
     assert outcome == Outcome(TC_ACT_REDIRECT, frame)
     assert totals(engine.counters)["rx_split"] - before["rx_split"] == 2
@@ -252,8 +254,8 @@ def test_the_longest_prefix_wins_in_a_trie() -> None:
     assert shape.prefix_length is None
     with contextlib.closing(Tables(shape)) as tables, contextlib.closing(make_counters()) as counts:
         tables.apply(peers)
-        spec = programs.Encap(tables.peers.fd, counts.fd, EXT_IP, ELSEWHERE, 8285, None)
-        with contextlib.closing(Loaded.load("t", programs.encap("t", spec).code())) as loaded:
+        spec = Encap(tables.peers.fd, counts.fd, EXT_IP, ELSEWHERE, 8285, None)
+        with contextlib.closing(Loaded.load("t", encap("t", spec).code())) as loaded:
             for target, peer in (("10.5.2.9", 24), ("10.5.3.9", 20)):
                 packet = golden.ipv4(golden.POD, target, golden.UDP, golden.udp(golden.POD, target))
                 assert loaded.run(ETHERNET + packet).packet[30:34] == parse_ip(f"192.0.2.{peer}")

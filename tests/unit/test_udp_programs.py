@@ -7,24 +7,24 @@ import itertools
 import pytest
 
 from backends import udp_programs as programs
+from backends.udp_decap import Decap, decap
+from backends.udp_encap import Encap, encap
 from backends.udp_packet import UdpPeer
 from backends.udp_tables import Shape, entries
 from flanneld.kernel.bpfasm import Program
 from flanneld.model.addr import Prefix, parse_ip
 
 EXT_IP = parse_ip("192.0.2.1")
-ENCAP = programs.Encap(3, 4, EXT_IP, 2, 8285, 24)
-DECAP = programs.Decap(5, 4, EXT_IP, 8285, 7, programs.ETHERNET)
+ENCAP = Encap(3, 4, EXT_IP, 2, 8285, 24)
+DECAP = Decap(5, 4, EXT_IP, 8285, 7, programs.ETHERNET)
 
 VARIANTS: dict[str, Program] = {
-    f"encap near={near} always={always} hashed={hashed} length={length}": programs.encap(
-        "encap", programs.Encap(3, 4, EXT_IP, 2, 8285, length, near, always, hashed)
+    f"encap near={near} always={always} hashed={hashed} length={length}": encap(
+        "encap", Encap(3, 4, EXT_IP, 2, 8285, length, near, always, hashed)
     )
     for near, always, hashed, length in itertools.product((0, 9), (False, True), (False, True), (None, 0, 24, 32))
 } | {
-    f"decap link={link} split={split} far={far}": programs.decap(
-        "decap", programs.Decap(5, 4, EXT_IP, 8285, 7, link, split, far)
-    )
+    f"decap link={link} split={split} far={far}": decap("decap", Decap(5, 4, EXT_IP, 8285, 7, link, split, far))
     for link, split, far in itertools.product((0, 14), (0, 9), (False, True))
 }
 
@@ -36,7 +36,7 @@ def test_every_variant_assembles_and_stays_small_enough_to_read(program: Program
 
 
 def test_unrelated_traffic_leaves_after_a_few_comparisons_and_uncounted() -> None:
-    lines = programs.decap("decap", DECAP).listing().splitlines()
+    lines = decap("decap", DECAP).listing().splitlines()
     first_look_up = next(at for at, line in enumerate(lines) if "map_lookup" in line)
     other = lines.index("other:")
     assert sum("goto other" in line for line in lines[:first_look_up]) == 6
@@ -44,9 +44,9 @@ def test_unrelated_traffic_leaves_after_a_few_comparisons_and_uncounted() -> Non
 
 
 def test_only_the_program_at_the_tun_sends_anything_into_the_pair() -> None:
-    assert "call redirect\n" not in programs.encap("far", ENCAP).listing()
-    assert "call redirect\n" in programs.encap("near", ENCAP._replace(compat_ifindex=9)).listing()
-    always = programs.encap("always", ENCAP._replace(compat_ifindex=9, compat_always=True)).listing()
+    assert "call redirect\n" not in encap("far", ENCAP).listing()
+    assert "call redirect\n" in encap("near", ENCAP._replace(compat_ifindex=9)).listing()
+    always = encap("always", ENCAP._replace(compat_ifindex=9, compat_always=True)).listing()
     assert "call redirect\n" in always
     assert "redirect_neigh" not in always
 
