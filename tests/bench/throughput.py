@@ -27,27 +27,36 @@ class DataPath(NamedTuple):
 
     backend: Mapping[str, object]
     by_hand: str = "vxlan"
+    single: bool = False
+    """Every wire packet crosses by itself, as on a network card without segmentation offload; a veth otherwise
+    carries packets of 64 KB whole, which hides what each costs."""
 
 
 PATHS: Mapping[str, DataPath] = {
     "vxlan": DataPath({"Type": "vxlan"}),
+    "vxlan/single": DataPath({"Type": "vxlan"}, single=True),
     "host-gw": DataPath({"Type": "host-gw"}, "host-gw"),
     "udp": DataPath({"Type": "udp"}),
     "udp/kernel": DataPath({"Type": "udp", "DataPath": "kernel"}),
+    "udp/kernel/single": DataPath({"Type": "udp", "DataPath": "kernel"}, single=True),
     "udp/gso": DataPath({"Type": "udp", "DataPath": "gso"}),
     "udp/basic": DataPath({"Type": "udp", "DataPath": "basic"}),
 }
 """Rows by the name under which they are reported; ``--backend`` picks them by what stands before the slash."""
+
+ONE_BY_ONE = ("tso", "tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+"""Offloads that let one buffer stand for many packets of the wire (ethtool names)."""
 
 
 def throughput(command: Command, path: DataPath) -> Iterator[tuple[str, float | None]]:
     """One TCP stream for 3 s, through each.
 
     Raises:
-        ConfigError: iperf3 is not installed.
+        ConfigError: a tool is not installed.
     """
-    if not shutil.which("iperf3"):
-        raise ConfigError("throughput is measured with iperf3: apt-get install iperf3")
+    for tool in ("iperf3", *(["ethtool"] if path.single else [])):
+        if not shutil.which(tool):
+            raise ConfigError(f"throughput is measured with {tool}: apt-get install {tool}")
     with ExitStack() as stack:
         ours = stack.enter_context(Lab(_spec(path.backend, command)))
         hand = Lab(_spec({"Type": path.by_hand}, command))
@@ -55,6 +64,8 @@ def throughput(command: Command, path: DataPath) -> Iterator[tuple[str, float | 
         hand.up(daemons=False)
         _set_up_by_hand(hand, path.by_hand)
         for lab in (ours, hand):
+            if path.single:
+                _packets_one_by_one(lab)
             _tcp(lab, 1)  # warm: tables, windows, caches
         measured, reference = _tcp(ours, SECONDS), _tcp(hand, SECONDS)
         yield "tcp", measured
@@ -88,6 +99,12 @@ def _set_up_by_hand(lab: Lab, kind: str) -> None:
         host.ip("neigh", "add", base, "lladdr", macs[peer], "dev", device)
         host.ip("route", "add", f"{base}/24", "via", base, "dev", device, "onlink")
     lab.attach_pods()
+
+
+def _packets_one_by_one(lab: Lab) -> None:
+    for host in lab.hosts:
+        switches = [word for offload in ONE_BY_ONE for word in (offload, "off")]
+        host.run("ethtool", "-K", "eth0", *switches, "gro", "on")
 
 
 def _tcp(lab: Lab, seconds: int) -> float:
