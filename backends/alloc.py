@@ -1,4 +1,8 @@
-"""alloc: a lease and nothing else (contract 6.55). What carries the packets is somebody else's. Pure."""
+"""alloc: a lease and nothing else (contract 6.55). What carries the packets is somebody else's. Pure.
+
+What stays when the daemon ends: the lease until it expires, ``subnet.env``, and the firewall rules that
+``--ip-masq`` asked for; devices and routes were never touched.
+"""
 
 from __future__ import annotations
 

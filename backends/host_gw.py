@@ -3,6 +3,9 @@
 No device, no encapsulation; works only among hosts that share a layer 2 segment. A peer beyond a router
 is refused with a sentence and harms nobody else: a route through a gateway that is not on-link would send
 its packets to a router that knows nothing of them.
+
+What stays when the daemon ends: all routes, and pods keep talking (contract 6.28). The next daemon knows them
+by their protocol number (``plan/ownership.py``) and removes those whose lease went meanwhile.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ import pytest
 from flanneld.lab import Lab
 from flanneld.lab.daemon import own_command
 from flanneld.lab.netns import run_in
+from flanneld.lab.node import Host
 from flanneld.lab.probe import ping
 from flanneld.lab.spec import CONFIG_KEY, POD_NETWORK, SUBNETS_KEY
 from flanneld.lab.transfer import tcp_transfer, udp_transfer
@@ -68,17 +71,23 @@ def cluster(make_lab: MakeLab, *rungs: str) -> Iterator[Lab]:
 
 def settled(lab: Lab) -> None:
     """Wait until pods reach each other and every daemon has told its peers how it receives."""
-    first, *others = lab.hosts
-    for other in others:
-        until(lambda other=other: ping(first.pod, other.pod_address()).lost == 0, "the pods are connected")  # type: ignore[misc]
-        until(lambda other=other: ping(other.pod, first.pod_address()).lost == 0, "and back")  # type: ignore[misc]
+    for one, other in permutations(lab.hosts, 2):
+        until(partial(connected, one, other), f"{one.pod.name} reaches {other.pod.name}")
     for host in lab.hosts:
         if host.daemon.is_running():
-            receives = rung_of(lab, host.number) == "kernel"
-            until(
-                lambda host=host, receives=receives: ("KernelRx" in lease_of(lab, host.number)) is receives,  # type: ignore[misc]
-                f"the lease of {host.name} says how it receives",
-            )
+            until(partial(announces_its_rung, lab, host.number), f"the lease of {host.name} says how it receives")
+
+
+def connected(source: Host, target: Host) -> bool:
+    return ping(source.pod, target.pod_address()).lost == 0
+
+
+def says(host: Host, sentence: str, since: int = 0) -> bool:
+    return sentence in host.daemon.log()[since:]
+
+
+def announces_its_rung(lab: Lab, number: int) -> bool:
+    return ("KernelRx" in lease_of(lab, number)) is (rung_of(lab, number) == "kernel")
 
 
 def rung_of(lab: Lab, number: int) -> str:
@@ -269,7 +278,7 @@ def test_a_restart_in_user_space_recovers_within_a_second(make_lab: MakeLab) -> 
         assert "flannel0" not in lab.host(1).ip("link")
         begun = time.monotonic()
         lab.host(1).daemon.start()
-        until(lambda: ping(lab.host(1).pod, lab.host(2).pod_address()).lost == 0, "the pods are connected again")
+        until(partial(connected, lab.host(1), lab.host(2)), "the pods are connected again")
         assert time.monotonic() - begun < 2, "a second, and one for a machine that is busy with other tests"
         assert stream.lost() < 300
 
@@ -308,8 +317,8 @@ def test_each_disturbance_of_the_kernel_path_heals_while_a_ping_runs(make_lab: M
             logged = len(first.daemon.log())
             stream = Stream(lab)
             first.run(*command.split())
-            until(lambda: "restored" in first.daemon.log()[logged:], f"{damage}: the daemon says what it repaired")  # noqa: B023
-            until(lambda: ping(first.pod, second.pod_address()).lost == 0, f"{damage}: connected again")
+            until(partial(says, first, "restored", logged), f"{damage}: the log says what was repaired")
+            until(partial(connected, first, second), f"{damage}: connected again")
             assert stream.lost() <= 50, damage
             tcp = tcp_transfer(lab, 1, 2, Family.V4, 1 << 20)
             assert tcp.is_intact, f"{damage}: {tcp.complaint}"
@@ -349,7 +358,7 @@ def test_a_new_external_address_or_mtu_is_followed_here_and_by_the_peer(make_lab
         first.ip("addr", "add", "198.18.0.77/24", "dev", "eth0")
         first.ip("route", "replace", "default", "via", "198.18.0.1")
         until(lambda: "198.18.0.77" in lease_of(lab, 1), "the lease tells the new address")
-        until(lambda: ping(second.pod, first.pod_address()).lost == 0, "the pods are connected again")
+        until(partial(connected, second, first), "the pods are connected again")
         for host in lab.hosts:
             host.ip("link", "set", "eth0", "mtu", "1400")
         until(lambda: all(h.subnet_env()["FLANNEL_MTU"] == "1372" for h in lab.hosts), "subnet.env follows")
@@ -395,7 +404,7 @@ def test_a_peer_that_moves_to_another_address_or_data_path_is_followed_by_its_le
         lab.etcd.put(lease_key(lab, 2), '{"PublicIP":"198.18.0.99","PublicIPv6":null}')
         until(lambda: "198.18.0.99" in lab.host(1).run("ip", "neigh").stdout, "packets go to the new address")
         lab.etcd.put(lease_key(lab, 2), '{"PublicIP":"198.18.0.12","PublicIPv6":null}')
-        until(lambda: ping(first.pod, second.pod_address()).lost == 0, "and back")
+        until(partial(connected, first, second), "and back")
         stream.lost()
         # a promise that is false here shows that promises are followed: plain peers cannot finish checksums
         lab.etcd.put(lease_key(lab, 2), '{"PublicIP":"198.18.0.12","PublicIPv6":null,"BackendData":{"KernelRx":true}}')
