@@ -35,7 +35,9 @@ def judge(
         case Address():
             if obj.link == own.underlay:
                 return "underlay address"
-            return f"address {obj.link}" if obj.link in own.devices and new != (obj in desired) else None
+            if obj.link not in own.devices or new == (obj in desired):
+                return None
+            return f"address {obj.link}" if own.owns(obj) else None  # a link-local one is the kernel's
         case Neighbour():
             want = desired.neighbours.get((obj.link, obj.ip)) if obj.link in own.devices else None
             if want is not None:
@@ -76,7 +78,8 @@ def audit_lines(ops: Sequence[Op]) -> Iterator[str]:
 
     A device that had to be made anew takes all that hangs on it along in its one line.
     """
-    anew = {op.obj.name: 0 for op in ops if op.verb is Verb.CREATE and isinstance(op.obj, Link)}
+    made = {op.obj.name: op.was for op in ops if op.verb is Verb.CREATE and isinstance(op.obj, Link)}
+    anew = dict.fromkeys(made, 0)
     lines = []
     for op in ops:
         name = _device_of(op.obj)
@@ -85,7 +88,9 @@ def audit_lines(ops: Sequence[Op]) -> Iterator[str]:
         elif not isinstance(op.obj, Link):
             anew[name] += 1
     for name, count in anew.items():
-        yield f"restored link {name}: it was gone, with its {count} settings, addresses and entries"
+        was = made[name]
+        state = f"another one was there ({_brief(was)})" if was else "it was gone"
+        yield f"restored link {name}: {state}, with its {count} settings, addresses and entries"
     yield from lines
 
 
