@@ -126,7 +126,7 @@ def parse_peer(remote: Remote, own_mac: MAC) -> Peer:
             fields = msgspec.json.decode(remote.data, type=dict[str, object])
             text = str(next((v for k, v in fields.items() if k.lower() == "vtepmac"), ""))
         mac = parse_mac(text)
-    except (msgspec.DecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise PeerDataError(f"lease {remote.subnet} has no VtepMAC in its backend data: not used") from exc
     if mac[0] & 1 or not any(mac):
         raise PeerDataError(f"lease {remote.subnet} has the unusable VtepMAC {format_mac(mac)}: not used")
