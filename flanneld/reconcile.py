@@ -56,8 +56,8 @@ class Reconciler:
         """Entries that leases brought, changed or took since the last cycle; any other write is a repair."""
         self._was_right = False
         """Whether there was a cycle that left nothing undone, so that there is something to repair."""
-        self._damaged: dict[KernelObject, None] = {}
-        """Wanted entries that were announced as gone or changed."""
+        self._damaged: dict[KernelObject, Entry | None] = {}
+        """Wanted entries that were announced as gone or changed, and what is there instead."""
         self._notes: dict[str, str] = {}
         self._recreate: frozenset[str] = frozenset()
         self._full_cycles = 0
@@ -76,9 +76,9 @@ class Reconciler:
                 retries = backoff(RETRY_S, SLOW_CHECK_S)
                 pause_s = CALM_S if reasons.names and SHORT.issuperset(reasons.names) else SLOW_CHECK_S
 
-    def damaged(self, want: Entry) -> None:
-        """An entry that we want was announced as gone or changed: put it back in a short cycle."""
-        self._damaged[want] = None
+    def damaged(self, want: Entry, instead: Entry | None) -> None:
+        """An entry that we want was announced as gone (or as changed to ``instead``): put it back in a short cycle."""
+        self._damaged[want] = instead
         self._wake(DAMAGE)
 
     def take_leases(self) -> None:
@@ -174,7 +174,8 @@ class Reconciler:
         self._fresh.update(changed)
         ops = plan_changes(changed, path.desired)
         damaged, self._damaged = self._damaged, {}
-        ops += plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)
+        repairs = plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)
+        ops += (op._replace(was=damaged[op.obj]) for op in repairs)
         failures = await self._kernel.apply(ops)
         if path.runner is not None:
             path.runner.apply()

@@ -6,14 +6,18 @@ from collections.abc import Callable
 
 from flanneld.contracts import DataPath
 from flanneld.kernel.listen import Hint
+from flanneld.model.objects import Address, Link, Neighbour
 from flanneld.plan.drift import Entry, judge
 from flanneld.wake import Wake
+
+Damaged = Callable[[Entry, Entry | None], None]
+"""Told of a wanted entry that is gone, and of what is there instead."""
 
 
 class HintFilter:
     """Turns kernel notifications into work, dropping those that agree with what we want."""
 
-    def __init__(self, path: DataPath, damaged: Callable[[Entry], None], wake: Wake, underlay: Wake) -> None:
+    def __init__(self, path: DataPath, damaged: Damaged, wake: Wake, underlay: Wake) -> None:
         self._path, self._damaged, self._wake, self._underlay = path, damaged, wake, underlay
 
     def __call__(self, hint: Hint) -> None:
@@ -28,4 +32,12 @@ class HintFilter:
         if isinstance(found, str):
             (self._underlay if found.startswith("underlay") else self._wake)(found)
         elif found is not None:
-            self._damaged(found)
+            self._damaged(found, _instead(hint))
+
+
+def _instead(hint: Hint) -> Entry | None:
+    """What was announced in place of a wanted entry; None when that is only gone."""
+    obj = hint.obj
+    if not hint.new or isinstance(obj, Link | Address) or (isinstance(obj, Neighbour) and not obj.mac):
+        return None
+    return obj
