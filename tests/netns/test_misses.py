@@ -189,6 +189,24 @@ def test_questions_asked_while_nobody_listened_are_answered_after_an_overrun() -
     play(scenario)
 
 
+def test_damage_whose_notifications_were_lost_is_repaired_after_the_overrun() -> None:
+    async def scenario(bed: Bed) -> None:
+        bed.hints._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 2048)
+        await bed.begin(peers(2, 100))
+        before = await bed.host.text()
+        assert before.count("fdb") == 99
+        # in this thread: the loop does not run, so nobody takes the notifications
+        bed.ns.run("sh", "-c", "ip route flush dev flannel.1; bridge fdb flush dev flannel.1")
+        bed.ns.run("ip", "neigh", "flush", "dev", "flannel.1", "nud", "permanent")
+        deadline = time.monotonic() + 5
+        while await bed.host.text() != before:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        assert bed.overruns > 0
+
+    play(scenario, page_ahead=1000)
+
+
 def test_nothing_is_refused_before_the_leases_are_known() -> None:
     """The list of leases is there, but the loop has not taken it yet: the kernel keeps the packet and asks again."""
 

@@ -108,6 +108,45 @@ def test_any_operation_may_fail_once_and_the_state_is_right_all_the_same() -> No
     asyncio.run(scenario())
 
 
+def test_killed_after_any_operation_and_restarted_with_other_leases_nothing_stale_remains() -> None:
+    class KilledError(Exception):
+        pass
+
+    class Mortal(FakeKernel):
+        lives = 1 << 30
+
+        def _apply(self, op: Op) -> None:
+            if self.lives == 0:
+                raise KilledError
+            self.lives -= 1
+            super()._apply(op)
+
+    async def die(kernel: Mortal, lives: int) -> bool:
+        first = Host(kernel, 2)
+        await check(first, "one peer")
+        kernel.lives = lives
+        try:
+            await check(first, "a peer that moved to another subnet, both leases there")
+            await check(first, "three peers")
+        except KilledError:
+            return True
+        return False
+
+    async def scenario() -> None:
+        lives = 0
+        while True:
+            kernel = Mortal({"eth0": True})
+            killed = await die(kernel, lives)
+            kernel.lives = 1 << 30
+            await check(Host(kernel, 2), "a peer with a new MAC")
+            if not killed:
+                assert lives >= 10
+                return
+            lives += 1
+
+    asyncio.run(scenario())
+
+
 def test_restart_with_other_leases_leaves_nothing_stale(stage: Stage) -> None:
     async def scenario(kernel: Kernel, ifindex: int) -> None:
         first = Host(kernel, ifindex)
