@@ -109,9 +109,9 @@ class Stage:
         if self.backend == "host-gw":
             self.host.ip("route", "add", PEERS_NETWORK, "dev", "eth0")
             self.lab.router.ip("route", "add", PEERS_NETWORK, "dev", "out")  # proxy ARP wants a way on
-            netns.write_sysctls(
-                self.lab.router.netns, {"ipv4/conf/seg0/proxy_arp": 1, "ipv4/neigh/seg0/proxy_delay": 0}
-            )
+            # at once: proxies otherwise wait up to 0.8 s, to let the true owner answer first
+            answer = {"ipv4/conf/seg0/proxy_arp": 1, "ipv4/neigh/seg0/proxy_delay": 0}
+            netns.write_sysctls(self.lab.router.netns, answer)
         else:
             self.host.ip("route", "add", PEERS_NETWORK, "via", router)
             self.lab.router.ip("route", "add", "blackhole", PEERS_NETWORK)
