@@ -134,6 +134,7 @@ class HintListener(_Listener):
         self._hint = hint
         self._own_ports = own_ports
         self._names = dict(socket.if_nameindex())
+        _drop_echoes(self._sock, own_ports)
 
     def overran(self) -> None:
         """What was lost may have named a device: without its name all that follows about it would be lost too."""
@@ -184,21 +185,34 @@ class HookListener(_Listener):
                     return
 
 
-def _accept_only(sock: socket.socket, message_type: int) -> None:
-    """Drop every other message type in the kernel, so that echoes of our own answers never wake us.
+# Classic BPF: (code, jump if true, jump if false, operand). Source: linux/filter.h; kernel docs networking/filter.rst.
+# Loads are big-endian whatever the machine, netlink headers are in its own order, hence htons and htonl.
+Instruction = tuple[int, int, int, int]
+_TYPE: Instruction = (0x28, 0, 0, 4)  # ldh [4], nlmsg_type
+_PORT: Instruction = (0x20, 0, 0, 12)  # ld [12], nlmsg_pid
+_ACCEPT: Instruction = (0x06, 0, 0, 0xFFFFFFFF)
+_DROP: Instruction = (0x06, 0, 0, 0)
+_EQUAL = 0x15
 
-    Classic BPF over the netlink message: load the half-word at offset 4 (nlmsg_type), compare, accept
-    or drop. BPF loads are big-endian, the field is the host's order, hence the swap.
-    Source: linux/filter.h; Documentation/networking/filter.rst.
+
+def _accept_only(sock: socket.socket, message_type: int) -> None:
+    """Drop every other message type in the kernel, so that echoes of our own answers never wake us."""
+    _filter(sock, [_TYPE, (_EQUAL, 0, 1, socket.htons(message_type)), _ACCEPT, _DROP])
+
+
+def _drop_echoes(sock: socket.socket, own_ports: frozenset[int]) -> None:
+    """Drop in the kernel what our own requests caused: at the start that is most of what is announced.
+
+    Links are let through, because they name the devices that all else speaks of.
     """
-    swapped = socket.htons(message_type)
-    program = struct.pack(
-        "=HBBIHBBIHBBIHBBI",
-        *(0x28, 0, 0, 4),  # ldh [4]
-        *(0x15, 0, 1, swapped),  # jeq #type, next, +1
-        *(0x06, 0, 0, 0xFFFFFFFF),  # ret all
-        *(0x06, 0, 0, 0),  # ret 0
-    )
-    buffer = ctypes.create_string_buffer(program)
-    fprog = struct.pack("HP", 4, ctypes.addressof(buffer))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+    ports = sorted(own_ports)
+    links = [
+        (_EQUAL, len(ports) + 2 - i, 0, socket.htons(kind)) for i, kind in enumerate((nl.RTM_NEWLINK, nl.RTM_DELLINK))
+    ]
+    echoes = [(_EQUAL, len(ports) - i, 0, socket.htonl(port)) for i, port in enumerate(ports)]
+    _filter(sock, [_TYPE, *links, _PORT, *echoes, _ACCEPT, _DROP])
+
+
+def _filter(sock: socket.socket, program: Sequence[Instruction]) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))

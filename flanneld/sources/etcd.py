@@ -126,20 +126,29 @@ class EtcdStore:
     async def follow(self, table: LeaseTable, changed: Changed) -> None:
         """See ``contracts.Store``."""
         prefix = self._keys.subnets.encode()
-        known = self._history.replaced
+        replaced = self._history.replaced
         while True:
-            listing = await self._wait(self._history.list, prefix)
-            leases, _ = await self._reader.snapshot(listing.kvs)
-            is_new_store, known = known != self._history.replaced and table.complete, self._history.replaced
-            if is_new_store:
-                leases = self._with_absent(leases, table)
-            if table.replace_all(leases, listing.revision):
-                changed("leases listed")
+            is_new_store = await self._list(prefix, replaced, table, changed)
+            replaced = self._history.replaced
             grace_s = self._grace_s if is_new_store else None
-            async with self._watch(prefix, listing.revision, prefix=True, at_most_s=grace_s) as batches:
+            async with self._watch(prefix, table.revision, prefix=True, at_most_s=grace_s) as batches:
                 async for batch in batches:
                     if await self._apply(batch, table):
                         changed("leases changed")
+
+    async def _list(self, prefix: bytes, replaced: int, table: LeaseTable, changed: Changed) -> bool:
+        """Take over a whole listing; tells whether the store is another one than before.
+
+        A function of its own, so that the raw listing, as large as the table, is gone before the long watch.
+        """
+        listing = await self._wait(self._history.list, prefix)
+        leases, _ = await self._reader.snapshot(listing.kvs)
+        is_new_store = replaced != self._history.replaced and table.complete
+        if is_new_store:
+            leases = self._with_absent(leases, table)
+        if table.replace_all(leases, listing.revision):
+            changed("leases listed")
+        return is_new_store
 
     async def catch_up(self, table: LeaseTable) -> bool:
         """See ``contracts.Store``."""

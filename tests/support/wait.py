@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0, what: str = "") -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "") -> None:
     """Return as soon as the condition is true; fail with what was waited for, and the last value, at the deadline."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
