@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -272,3 +274,12 @@ def test_alloc_leases_a_subnet_and_touches_neither_devices_nor_routes(make_lab: 
     assert "not used" not in host.daemon.log(), "others' leases are no news to alloc"
     host.daemon.stop()
     assert host.daemon.subnet_file.exists()
+
+
+def test_the_demo_of_alloc_shows_what_it_is_and_ends_well() -> None:
+    argv = [sys.executable, "-m", "flanneld.ctl.main", "lab", "demo", "--name=tdalloc", "--hosts=2", "--backend=alloc"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "alloc leases subnets and moves no packets" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("every pod reached the outside.")
+    assert "LOST" not in done.stdout
