@@ -174,7 +174,8 @@ class EtcdStore:
 
     def _with_absent(self, leases: dict[str, Lease], table: LeaseTable) -> dict[str, Lease]:
         """Add the peers that a replaced store has not heard of yet; their data paths work as before."""
-        absent = {name: lease for name, lease in table.items() if name not in leases}
+        # their revisions are the old store's and say nothing about the order of events in this one
+        absent = {name: lease._replace(revision=0) for name, lease in table.items() if name not in leases}
         log.warning(
             "etcd was replaced by another or older store, keeping peers it does not know for now "
             "known=%d absent=%d for_s=%.0f",
