@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld.model.lease import Claim
 from flanneld.errors import Unavailable
 from flanneld.model.addr import Prefix, parse_ip
-from flanneld.model.lease import Lease, LeaseAttrs
+from flanneld.model.lease import Claim, Lease, LeaseAttrs
 from flanneld.model.netconf import FamilyConf, NetConf
 from flanneld.plan.allocate import Subnets
 from flanneld.plan.claim import Create, Holder, Remove, Take, Verdict, doubles, holder, judge, next_step
