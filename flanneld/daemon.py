@@ -19,6 +19,7 @@ from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.underlay import UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel.listen import HintListener, MissListener
+from flanneld.kernel.memory import give_back
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.addr import Family
 from flanneld.model.host import ExtIface
@@ -72,7 +73,12 @@ class Daemon:
         self._file_problem = slot("file", "subnet.env is not written yet")
         self._path = standing.backend.data_path(surroundings(options, standing, self._publish.set, self._wake))
         self._reconciler = Reconciler(
-            kernel, self._path, self._table, self._wake, slot("kernel", "the data path is not set up yet")
+            kernel,
+            self._path,
+            self._table,
+            self._wake,
+            slot("kernel", "the data path is not set up yet"),
+            give_back,
         )
         managers = _managers(standing.conf)
         self._rules = RuleKeeper(*managers, self._wanted_rules, slot("rules", "no firewall rules yet"))

@@ -36,6 +36,9 @@ RETRY_S = 1.0
 AUDIT_LINES = 20
 """Repairs told one by one in a cycle; a flush of thousands is told as a number."""
 
+LARGE = 1000
+"""Operations in one cycle after which there is memory to give back."""
+
 LEASES = "leases"
 DAMAGE = "damage"
 SHORT = frozenset({LEASES, DAMAGE})
@@ -46,10 +49,16 @@ class Reconciler:
     """Owns the writing side of the kernel; one task runs ``run``."""
 
     def __init__(
-        self, kernel: Kernel, path: DataPath, table: LeaseTable, wake: Wake, report: Callable[[str | None], None]
+        self,
+        kernel: Kernel,
+        path: DataPath,
+        table: LeaseTable,
+        wake: Wake,
+        report: Callable[[str | None], None],
+        after_large: Callable[[], None] = lambda: None,
     ) -> None:
         self._kernel, self._path, self._table, self._wake = kernel, path, table, wake
-        self._report = report
+        self._report, self._after_large = report, after_large
         self._settled: set[KernelObject] = set()
         """Devices, settings and addresses that were right after the last cycle: put again, they are repairs."""
         self._fresh: set[KernelObject] = set()
@@ -122,6 +131,9 @@ class Reconciler:
             f.op.obj.name for f in failures if f.op.verb is Verb.PUT and isinstance(f.op.obj, Link)
         )
         self._report(str(failures[0].error) if failures else None)
+        if len(ops) >= LARGE:
+            del ops
+            self._after_large()
         return bool(failures)
 
     async def _full(self) -> tuple[list[Op], list[Failure]]:
@@ -185,19 +197,20 @@ class Reconciler:
 
     def _tell(self, reasons: Reasons, ops: list[Op], failures: Sequence[Failure], began: float) -> None:
         failed = {f.op for f in failures}
-        lines = list(audit_lines([op for op in ops if op not in failed and self._is_repair(op)])) if ops else []
+        lines = list(audit_lines([op for op in ops if self._is_repair(op) and op not in failed])) if ops else []
         for line in lines[:AUDIT_LINES]:
             log.info("%s, after %.0f ms", line, (time.monotonic() - reasons.since) * 1000)
         if len(lines) > AUDIT_LINES:
             log.info("and %d more repairs", len(lines) - AUDIT_LINES)
         self._tell_failures(failures)
         if ops:
+            deletions = [op.verb for op in ops].count(Verb.DELETE)
             log.info(
                 "reconciled reason=%s leases=%d add=%d del=%d failed=%d took_ms=%.1f",
                 ",".join(reasons.names) or "check",
                 len(self._table),
-                sum(op.verb is not Verb.DELETE for op in ops),
-                sum(op.verb is Verb.DELETE for op in ops),
+                len(ops) - deletions,
+                deletions,
                 len(failures),
                 (time.monotonic() - began) * 1000,
             )
