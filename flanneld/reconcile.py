@@ -27,6 +27,9 @@ log = logging.getLogger("flanneld.reconcile")
 SLOW_CHECK_S = 60.0
 """A full look without any reason: the net under everything that a notification might miss."""
 
+SLOW_SHARE = 0.005
+"""Longest share of one processor that slow checks may take: where one costs much, they come less often."""
+
 CALM_S = 2.0
 """After a short cycle: this long without another one, then a full look."""
 
@@ -70,20 +73,25 @@ class Reconciler:
         self._notes: dict[str, str] = {}
         self._recreate: frozenset[str] = frozenset()
         self._full_cycles = 0
+        self._full_cost_s = 0.0
+        """How long the last full cycle took."""
         self._is_right = False
         """Whether the last cycle left nothing undone, so that a short one can build on it."""
         self._broken: dict[str, str] = {}
 
     async def run(self) -> None:
         """Turn reasons into cycles, for ever."""
-        pause_s, retries = SLOW_CHECK_S, backoff(RETRY_S, SLOW_CHECK_S)
+        pause_s, retries = self._slow_s(), backoff(RETRY_S, SLOW_CHECK_S)
         while True:
             reasons = await self._wake.wait(pause_s)
             if await self.cycle(reasons):
                 pause_s = next(retries)  # what others hold on to is not fought over every second for ever
             else:
                 retries = backoff(RETRY_S, SLOW_CHECK_S)
-                pause_s = CALM_S if reasons.names and SHORT.issuperset(reasons.names) else SLOW_CHECK_S
+                pause_s = CALM_S if reasons.names and SHORT.issuperset(reasons.names) else self._slow_s()
+
+    def _slow_s(self) -> float:
+        return max(SLOW_CHECK_S, self._full_cost_s / SLOW_SHARE)
 
     def damaged(self, want: Entry, instead: Entry | None) -> None:
         """An entry that we want was announced as gone (or as changed to ``instead``): put it back in a short cycle."""
@@ -112,6 +120,7 @@ class Reconciler:
             else:
                 full = True
                 ops, failures = await self._full()
+                self._full_cost_s = time.monotonic() - began
         except KernelError as exc:
             if self._broken.get("") != str(exc):
                 log.error("cannot make the data path right, trying again: %s", exc)
