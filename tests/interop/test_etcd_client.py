@@ -278,10 +278,10 @@ async def test_a_watch_that_is_left_ends_on_the_server_too(etcd: Cluster, client
             lines = answer.read().decode().splitlines()
         return float(next(line.split()[1] for line in lines if line.startswith("etcd_debugging_mvcc_watcher_total ")))
 
-    before = watchers()
+    await until(lambda: watchers() == 0, what="watches of earlier tests end")
     async with Watching(client, prefix, 1 + await client.put(prefix, b"1")):
-        await until(lambda: watchers() == before + 1)
-    await until(lambda: watchers() == before)
+        await until(lambda: watchers() == 1)
+    await until(lambda: watchers() == 0)
     assert (await client.get(prefix)).kvs, "the connection serves on"
 
 
