@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from flanneld.errors import ConfigError, KernelError
-from flanneld.report.log import JsonFormatter, Streak, TextFormatter, sentence, setup
+from flanneld.report.log import JsonFormatter, TextFormatter, sentence, setup
 
 
 @pytest.fixture
@@ -106,36 +106,3 @@ def test_microseconds_are_those_of_the_record() -> None:
     record = logging.makeLogRecord({"name": "flanneld.app", "msg": "m", "levelname": "INFO", "created": 1.000042})
     assert ":01.000042 " in TextFormatter().format(record)
     assert json.loads(JsonFormatter().format(record))["time"] == "1970-01-01T00:00:01.000042+00:00"
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_streak_has_a_first_line_rare_counts_and_a_last_line(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock()
-    streak = Streak(logging.getLogger("test"), "listing the leases", every_s=10, clock=clock)
-    with caplog.at_level(logging.INFO):
-        for _ in range(700):
-            streak.failed(ConfigError("etcd is away"))
-            clock.now += 1
-        streak.succeeded()
-        streak.succeeded()
-    told = [record.getMessage() for record in caplog.records]
-    assert told[:3] == [
-        "listing the leases failed, retrying: etcd is away",
-        "listing the leases still fails failures=11 for_s=10: etcd is away",
-        "listing the leases still fails failures=21 for_s=20: etcd is away",
-    ]
-    assert told[-1] == "listing the leases works again failures=700 for_s=700.0"
-    assert len(told) == 9
-    assert streak.failures == 0
-
-
-def test_streak_without_failure_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG):
-        Streak(logging.getLogger("test"), "listing").succeeded()
-    assert not caplog.records
