@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
+import sys
 from pathlib import Path
+from typing import NoReturn
 
+from flanneld.contracts import Store
 from flanneld.daemon import Daemon
-from flanneld.errors import ConfigError
+from flanneld.errors import ConfigError, LeaseMoved
 from flanneld.kernel.place import place
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.options import Options
@@ -18,8 +22,7 @@ from flanneld.report.health import Health
 from flanneld.report.state_dir import StateDir
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.report.systemd import Notifier
-from flanneld.sources.connect import connect
-from flanneld.sources.etcd import EtcdStore
+from flanneld.sources.connect import open_store
 from flanneld.startup import start_up
 
 log = logging.getLogger("flanneld")
@@ -41,7 +44,10 @@ def run(options: Options) -> int:
     # two thirds of the time that taking thousands of them in costs (tests/bench). What was imported never dies.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    return asyncio.run(_until_signal(options))
+    try:
+        return asyncio.run(_until_signal(options))
+    except LeaseMoved as moved:
+        _begin_anew(moved)
 
 
 async def _until_signal(options: Options) -> int:
@@ -68,12 +74,23 @@ async def _until_signal(options: Options) -> int:
     return 0
 
 
+def _begin_anew(reason: LeaseMoved) -> NoReturn:
+    """Replace this process by a new run of itself.
+
+    The subnet is at the root of everything (device, rules, files), and a start finds and adopts what is there
+    without losing a packet; so does the kernel keep what is going on until then. The pid stays, so no
+    supervisor sees an end. Locks and sockets go with the old program (O_CLOEXEC).
+    """
+    log.warning("%s; beginning anew with it", reason)
+    logging.shutdown()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, no shell
+
+
 async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> None:
     """Start up, then work until cancelled."""
     health, kernel = Health(), Rtnl()
-    client = connect(options)
-    store = EtcdStore(client, options.etcd_prefix, renew_margin_s=options.renew_margin_s)
-    state = StateDir(Path(options.state_dir, place()), options.etcd_prefix)
+    store = open_store(options, os.environ)
+    state = StateDir(Path(options.state_dir, place()), options.network_id)
     file = SubnetFile(Path(options.subnet_file))
 
     def say(text: str) -> None:
@@ -98,18 +115,18 @@ async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> 
             await hangup.wait()
             hangup.clear()
             log.info("SIGHUP received, reading certificates and configuration again")
-            client.reload()
+            store.reload()
             await daemon.reload()
 
 
-async def _close_in_time(store: EtcdStore) -> None:
+async def _close_in_time(store: Store) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_S):
             await store.close()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a task group failed of: the operator's error if there is one among them."""
+    """What a task group failed of: an error meant for others if there is one among them."""
     leaves: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:
@@ -118,4 +135,4 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
             todo += exc.exceptions
         else:
             leaves.append(exc)
-    return next((exc for exc in leaves if isinstance(exc, ConfigError)), leaves[0])
+    return next((exc for exc in leaves if isinstance(exc, ConfigError | LeaseMoved)), leaves[0])

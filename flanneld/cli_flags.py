@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flanneld.errors import UsageError
 from flanneld.flag_values import (
     address,
     boolean,
     choice,
+    file_name,
     integer,
     listen_address,
     minutes,
@@ -37,12 +37,12 @@ ETCD_FLAGS = (
 )
 
 _KUBE_FLAGS = (
-    Flag("kube-subnet-mgr", boolean, "keep leases in Kubernetes instead of etcd (not in this version)", ""),
-    Flag("kube-api-url", str, "Kubernetes API server (not in this version)", "URL"),
-    Flag("kube-annotation-prefix", str, "prefix of node annotations (not in this version)"),
-    Flag("kubeconfig-file", str, "kubeconfig file (not in this version)", "FILE"),
-    Flag("net-config-path", str, "network configuration file with Kubernetes (not in this version)", "FILE"),
-    Flag("set-node-network-unavailable", boolean, "set the node's condition (not in this version)", ""),
+    Flag("kube-subnet-mgr", boolean, "keep leases in Kubernetes instead of etcd", ""),
+    Flag("kube-api-url", str, "Kubernetes API server; default: what the kubeconfig or the pod says", "URL"),
+    Flag("kube-annotation-prefix", str, "prefix of our annotations on nodes"),
+    Flag("kubeconfig-file", str, "how to reach Kubernetes from outside of a pod", "FILE"),
+    Flag("net-config-path", str, "network configuration file, with --kube-subnet-mgr", "FILE"),
+    Flag("set-node-network-unavailable", boolean, "tell Kubernetes that our node's network is available", ""),
 )
 
 DAEMON_FLAGS = (
@@ -73,6 +73,9 @@ DAEMON_FLAGS = (
         target="iptables_resync_s",
     ),
     Flag("ip-blackhole-route", boolean, "drop packets to unused addresses of our own subnet", ""),
+    Flag("cni-conf-dir", str, "keep a CNI configuration list in this directory, such as /etc/cni/net.d", "DIR"),
+    Flag("cni-conf-name", file_name, "name of that file", "NAME"),
+    Flag("cni-conf-form", choice("bridge", "flannel"), "plugins it names: bridge, or flannel (delegates)", "FORM"),
     Flag("healthz-ip", listen_address, "address of the health server", "IP"),
     Flag("healthz-port", port, "port of the health server, 0 for none", "PORT"),
     *_KUBE_FLAGS,
@@ -92,13 +95,11 @@ def daemon_options(given: Mapping[str, object], environ: Mapping[str, str]) -> O
         environ: the environment.
 
     Raises:
-        UsageError: a variable's value is wrong, or something is asked for that this version cannot do.
+        UsageError: a variable's value is wrong.
     """
     values = _merged(given, environ, DAEMON_FLAGS)
     values.pop("version", None)
-    options = Options(**values)
-    _refuse_absent_features(options, given)
-    return options
+    return Options(**values)
 
 
 def etcd_options(given: Mapping[str, object], environ: Mapping[str, str]) -> EtcdOptions:
@@ -114,13 +115,3 @@ def etcd_options(given: Mapping[str, object], environ: Mapping[str, str]) -> Etc
 def _merged(given: Mapping[str, object], environ: Mapping[str, str], flags: tuple[Flag, ...]) -> dict[str, Any]:
     """Any, because one table feeds fields of several types; the tests hold each flag to its field's type."""
     return {**from_environment(environ, flags, given), **given}
-
-
-def _refuse_absent_features(options: Options, given: Mapping[str, object]) -> None:
-    defaults = Options()
-    for flag in _KUBE_FLAGS:
-        if getattr(options, flag.field) not in (getattr(defaults, flag.field), ""):
-            label = flag.label if flag.field in given else flag.variable
-            raise UsageError(
-                f"{label} needs leases in Kubernetes, which come in a later version: leave it out, use etcd"
-            )

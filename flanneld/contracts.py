@@ -25,7 +25,11 @@ Wake = Callable[[str], None]
 
 
 class Store(Protocol):
-    """Where the network configuration and the leases live: etcd, later Kubernetes."""
+    """Where the network configuration and the leases live: etcd or Kubernetes."""
+
+    allocates: bool
+    """Whether subnets are cut out of ``Network`` by ``SubnetLen``; False where a controller names them
+    (contract 9.5, 9.15)."""
 
     async def read_config(self) -> bytes:
         """The network configuration as stored.
@@ -44,8 +48,22 @@ class Store(Protocol):
         """Lease a subnet, trying for as long as it takes and logging what is waited for.
 
         Raises:
-            ConfigError: it can never work (credentials refused, no subnets in the range at all).
+            ConfigError: it can never work with this configuration (no subnets in the range at all, the
+                subnet that was named for us lies outside of it).
         """
+        ...
+
+    async def operator_addresses(self) -> tuple[IP | None, IP | None]:
+        """The public addresses (IPv4, IPv6) that an operator has set for this host in the store; they go
+        before flags (contract 9.3).
+
+        Raises:
+            Unavailable: the store cannot be asked now.
+        """
+        ...
+
+    async def network_is_up(self) -> None:
+        """Containers can be started here: tell those who wait for it (contract 9.22); returns when that is done."""
         ...
 
     async def keep(self, changed: Changed) -> None:
@@ -53,6 +71,7 @@ class Store(Protocol):
 
         Raises:
             LeaseLost: another host holds our subnet now.
+            LeaseMoved: we have been given another subnet.
         """
         ...
 
@@ -70,6 +89,10 @@ class Store(Protocol):
         Raises:
             Unavailable: the store cannot be asked now.
         """
+        ...
+
+    def reload(self) -> None:
+        """Read certificates and credentials again (SIGHUP)."""
         ...
 
     async def close(self) -> None:

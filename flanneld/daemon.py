@@ -17,7 +17,7 @@ from flanneld.duties.hints import HintFilter
 from flanneld.duties.pager import Pager
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.underlay import UnderlayWatch
-from flanneld.errors import ConfigError, LeaseLost, Unavailable
+from flanneld.errors import ConfigError, LeaseLost, LeaseMoved, Unavailable
 from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.memory import give_back
 from flanneld.kernel.rtnl import Rtnl
@@ -25,7 +25,6 @@ from flanneld.model.addr import Family
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import LeaseTable
 from flanneld.model.netconf import NetConf
-from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.options import Options
 from flanneld.model.subnet_env import SubnetEnv
 from flanneld.problems import Problems
@@ -34,7 +33,7 @@ from flanneld.report.health import Health
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.report.systemd import Notifier
 from flanneld.retry import backoff
-from flanneld.startup import Standing, host_net, refuse_restart_keys, surroundings
+from flanneld.startup import Standing, host_net, read_conf, refuse_restart_keys, surroundings
 from flanneld.wake import Wake
 
 log = logging.getLogger("flanneld")
@@ -62,7 +61,8 @@ class Daemon:
         self._options, self._standing, self._store, self._kernel = options, standing, store, kernel
         self._file, self._health, self._notifier = file, health, notifier
         self._env = b""
-        self._announced = False
+        self._up = asyncio.Event()
+        """Set when everything has been right for the first time."""
         self._publish = asyncio.Event()
         self._table = LeaseTable()
         self._wake = Wake()
@@ -99,6 +99,7 @@ class Daemon:
         yield self._file.hold(self._env_now, lambda text: log.info("%s", text))
         yield self._underlay.run(self._wake)
         yield self._publish_changes()
+        yield self._announce()
         yield pager.run()
         yield pager.refuse()
 
@@ -136,7 +137,7 @@ class Daemon:
         """Take what can be taken live; say in one line what cannot, and keep the old."""
         standing = self._standing
         try:
-            conf = parse_netconf(raw)
+            conf = read_conf(raw, standing, allocates=self._store.allocates)
             if conf == standing.conf:
                 return
             refuse_restart_keys(standing.conf, conf, standing.subnets)
@@ -175,6 +176,8 @@ class Daemon:
         while True:
             try:
                 await self._store.keep(lambda _reason: self._lease_problem(None))
+            except LeaseMoved:
+                raise
             except LeaseLost as exc:
                 if str(exc) != told:
                     log.error(
@@ -185,6 +188,11 @@ class Daemon:
                 told = str(exc)
                 self._lease_problem(told)
                 await asyncio.sleep(next(delays))
+
+    async def _announce(self) -> None:
+        """Tell those who wait for it that containers can be started here (contract 0.1 step 21, 9.22)."""
+        await self._up.wait()
+        await self._store.network_is_up()
 
     async def _publish_changes(self) -> None:
         """Publish what we say about ourselves whenever it changed."""
@@ -235,9 +243,9 @@ class Daemon:
         if self._path.runner is not None:
             summary += f", {self._path.runner.status()}"
         self._notifier.ready(summary)
-        if not self._announced:
+        if not self._up.is_set():
             log.info("%s", summary)
-        self._announced = True
+        self._up.set()
 
 
 def _managers(conf: NetConf) -> tuple[TrafficManager, TrafficManager]:

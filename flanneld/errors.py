@@ -8,6 +8,7 @@
     ├── PeerDataError    a peer published something unusable: skip that peer, note it once
     ├── Unavailable      a server did not answer or is not ready: retry with back-off
     ├── LeaseLost        somebody else owns what we thought was ours: re-claim or quarantine
+    │   └── LeaseMoved   … and we were given another subnet: begin anew with that
     └── KernelError      the kernel refused one operation: carried in that op's result
 
 Anything else that surfaces is a defect and ends the process. Errors are translated once, at the edge
@@ -42,6 +43,10 @@ class Unavailable(FlannelError):
 
 class LeaseLost(FlannelError):
     """Our subnet's key belongs to another host now."""
+
+
+class LeaseMoved(LeaseLost):
+    """Whoever names subnets gave us another one; the daemon begins anew with it."""
 
 
 class KernelError(FlannelError):

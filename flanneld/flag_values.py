@@ -91,6 +91,13 @@ def something(text: str) -> str:
     return text
 
 
+def file_name(text: str) -> str:
+    """The name of a file in some directory, of a kind that CNI runtimes look at."""
+    if "/" in text or text.startswith(".") or not text.endswith((".conflist", ".conf", ".json")):
+        raise ValueError("use a file name that ends in .conflist, without a directory")
+    return text
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """One of a few words."""
 

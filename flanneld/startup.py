@@ -17,16 +17,17 @@ from flanneld.errors import ConfigError, Unavailable
 from flanneld.kernel import procfs
 from flanneld.kernel.host_net import read_host_net
 from flanneld.kernel.rtnl import Rtnl
-from flanneld.model.addr import Family, Prefix, format_ip
+from flanneld.model.addr import IP, Family, Prefix, format_ip
 from flanneld.model.host import ExtIface, HostNet, IfaceWish
 from flanneld.model.lease import Claim
-from flanneld.model.netconf import NetConf
+from flanneld.model.netconf import FamilyConf, NetConf
 from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.options import Options
 from flanneld.plan.extiface import select
 from flanneld.report.state_dir import StateDir
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.retry import backoff
+from flanneld.sources.outage import Outage
 
 log = logging.getLogger("flanneld")
 
@@ -64,10 +65,26 @@ async def start_up(
     Raises:
         ConfigError: no interface, unknown backend, settings that cannot work here.
     """
+    delays, told = backoff(first_s=0.5, cap_s=10.0), ""
+    while True:
+        try:
+            return await _attempt(options, store, state, file, kernel, say)
+        except Unavailable as exc:
+            if str(exc) != told:
+                log.error("cannot start yet, trying again: %s", exc)
+                told = str(exc)
+            say(told)
+        await asyncio.sleep(next(delays))
+
+
+async def _attempt(
+    options: Options, store: Store, state: StateDir, file: SubnetFile, kernel: Rtnl, say: Callable[[str], None]
+) -> Standing:
+    """See ``start_up``; ``Unavailable`` when the store was away, or its configuration has to change first."""
     identity = state.identity()
     say("waiting for the network configuration")
     conf = await _wait_for_conf(store)
-    wish = wish_of(options)
+    wish = wish_of(options, await _operator_addresses(store))
     links = kernel.links()
     ours = frozenset(name for name, link in links.items() if link.alias == alias_of(options) or _is_flannel(name))
     ext, decision = select(host_net(options), wish, conf.families(), ours)
@@ -79,16 +96,23 @@ async def start_up(
     before, remembered = file.previous(), state.previous_subnets()
     say("waiting for a lease")
     previous = (before.subnet or remembered[0], before.subnet6 or remembered[1])
-    own = (await store.acquire(conf, Claim(backend.lease_attrs(ext, identity), previous))).lease
+    try:
+        own = (await store.acquire(conf, Claim(backend.lease_attrs(ext, identity), previous))).lease
+    except ConfigError as exc:
+        if store.allocates:
+            raise
+        # Ending would only be repeated by whoever starts us: the configuration file is read again instead
+        raise Unavailable(str(exc)) from exc
+    subnets = {f: s for f, s in zip(Family, (own.subnet, own.subnet6), strict=True) if s}
     log.info("lease acquired subnet=%s public=%s", own.name(), own.attrs.where())
     state.remember(own.subnet, own.subnet6)
     return Standing(
         identity,
-        conf,
+        conf if store.allocates else with_lengths_of(subnets, conf),
         wish,
         ext,
         backend,
-        {f: s for f, s in zip(Family, (own.subnet, own.subnet6), strict=True) if s},
+        subnets,
         tuple(network for network in (before.network, before.network6) if network),
     )
 
@@ -98,12 +122,49 @@ async def _wait_for_conf(store: Store) -> NetConf:
     delays, told = backoff(cap_s=1.0), ""
     while True:
         try:
-            return parse_netconf(await store.read_config())
+            return parse_netconf(await store.read_config(), allocates=store.allocates)
         except (Unavailable, ConfigError) as exc:
             if str(exc) != told:
                 log.warning("waiting for the network configuration: %s", exc)
                 told = str(exc)
         await asyncio.sleep(next(delays))
+
+
+async def _operator_addresses(store: Store) -> tuple[IP | None, IP | None]:
+    """What the store says about our public addresses, however long it takes to say it."""
+    delays, outage = (
+        backoff(cap_s=5.0),
+        Outage(log, "waiting for the store of leases", "the store of leases answers"),
+    )
+    while True:
+        try:
+            addresses = await store.operator_addresses()
+        except Unavailable as exc:
+            outage.failed(exc)
+        else:
+            outage.over()
+            return addresses
+        await asyncio.sleep(next(delays))
+
+
+def read_conf(raw: bytes, standing: Standing, *, allocates: bool) -> NetConf:
+    """A changed network configuration, as this host understands it.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    conf = parse_netconf(raw, allocates=allocates)
+    return conf if allocates else with_lengths_of(standing.subnets, conf)
+
+
+def with_lengths_of(subnets: Mapping[Family, Prefix], conf: NetConf) -> NetConf:
+    """The configuration with the length of the subnet that we were given, which ``SubnetLen`` says nothing about."""
+
+    def fit(family: Family) -> FamilyConf | None:
+        part, subnet = conf.family(family), subnets.get(family)
+        return part._replace(subnet_len=subnet.length) if part and subnet else part
+
+    return conf._replace(v4=fit(Family.V4), v6=fit(Family.V6))
 
 
 def surroundings(
@@ -142,20 +203,21 @@ def host_net(options: Options) -> HostNet:
     return read_host_net([options.iface_can_reach] if options.iface_can_reach else [])
 
 
-def wish_of(options: Options) -> IfaceWish:
-    """What the operator said about the external interface."""
+def wish_of(options: Options, in_store: tuple[IP | None, IP | None] = (None, None)) -> IfaceWish:
+    """What the operator said about the external interface; addresses set in the store go before flags."""
+    public_ip, public_ipv6 = in_store[0] or options.public_ip, in_store[1] or options.public_ipv6
     return IfaceWish(
         options.iface,
         options.iface_regex,
         format_ip(options.iface_can_reach) if options.iface_can_reach else "",
-        format_ip(options.public_ip) if options.public_ip else "",
-        format_ip(options.public_ipv6) if options.public_ipv6 else "",
+        format_ip(public_ip) if public_ip else "",
+        format_ip(public_ipv6) if public_ipv6 else "",
     )
 
 
 def alias_of(options: Options) -> str:
     """``ifalias`` of our devices: which daemon and network they belong to; the kernel takes 255 bytes."""
-    return f"flanneld {options.etcd_prefix}"[:255]
+    return f"flanneld {options.network_id}"[:255]
 
 
 def _is_flannel(name: str) -> bool:

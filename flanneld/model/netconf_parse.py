@@ -31,8 +31,13 @@ class _Limits(NamedTuple):
 _LIMITS = {Family.V4: _Limits("", 24, 30), Family.V6: _Limits("IPv6", 64, 126)}
 
 
-def parse_netconf(raw: bytes | str) -> NetConf:
+def parse_netconf(raw: bytes | str, *, allocates: bool = True) -> NetConf:
     """Read a network configuration.
+
+    Args:
+        raw: JSON text.
+        allocates: subnets are cut out of the network by ``SubnetLen``; where somebody else names them,
+            only the form of ``SubnetLen``, ``SubnetMin`` and ``SubnetMax`` matters (contract 9.5).
 
     Unlike Go flannel this refuses a range without a single subnet (contract 2.6g), because a host would
     then wait for a lease for ever.
@@ -43,8 +48,8 @@ def parse_netconf(raw: bytes | str) -> NetConf:
     if not raw.strip():
         raise ConfigError('the network configuration is empty: write one such as {"Network": "10.5.0.0/16"}')
     keys = _by_lower_case(decode_object(raw, "the network configuration"))
-    v4 = _family(keys, Family.V4, default=True)
-    v6 = _family(keys, Family.V6, default=False)
+    v4 = _family(keys, Family.V4, allocates, default=True)
+    v6 = _family(keys, Family.V6, allocates, default=False)
     if v4 is None and v6 is None:
         raise ConfigError("EnableIPv4 is false and EnableIPv6 is not true: enable at least one of them")
     backend_type, backend = _backend(keys)
@@ -93,7 +98,7 @@ def _backend(keys: Mapping[str, object]) -> tuple[str, bytes]:
     return kind.lower(), encode_object(backend)
 
 
-def _family(keys: Mapping[str, object], family: Family, default: bool) -> FamilyConf | None:
+def _family(keys: Mapping[str, object], family: Family, allocates: bool, default: bool) -> FamilyConf | None:
     """One family with its defaults applied, in the order of contract 2.6; None when disabled."""
     enable, prefix = f"Enable{family.label}", _LIMITS[family].prefix
     if not _boolean(keys, enable, default):
@@ -107,6 +112,9 @@ def _family(keys: Mapping[str, object], family: Family, default: bool) -> Family
     if network.family is not family:
         raise wrong(name, str(network), f'use an {family.label} range such as "{_EXAMPLE[family]}"')
     network = network.masked()
+    if not allocates:
+        _check_form(keys, family)
+        return FamilyConf(network, max(network.length, _LIMITS[family].usual_len), network.first, network.last)
     subnet_len = _subnet_len(keys, network)
     step = 1 << (family.bits - subnet_len)
     low = _bound(keys, f"{prefix}SubnetMin", network, subnet_len, network.first + step)

@@ -52,6 +52,12 @@ class Options(EtcdOptions):
     ip_blackhole_route: bool = False
     healthz_ip: str = "0.0.0.0"
     """Text form of an address, checked."""
+    cni_conf_dir: str = ""
+    """Where to keep a CNI configuration list; empty = none is written."""
+    cni_conf_name: str = "10-flannel.conflist"
+    """Its file name; runtimes take the first of the directory in alphabetical order."""
+    cni_conf_form: str = "bridge"
+    """``bridge``: plain plugins; ``flannel``: delegated to flannel's own plugin (contract 10.8)."""
     healthz_port: int = 0
     """0 = no health server."""
     kube_subnet_mgr: bool = False
@@ -68,3 +74,8 @@ class Options(EtcdOptions):
     """Verbosity by module: (glob on the module's file name without ``.py``, level)."""
     log_backtrace_at: str = ":0"
     """klog's; only its "off" value is accepted."""
+
+    @property
+    def network_id(self) -> str:
+        """What tells networks apart on one host: where its leases are kept."""
+        return f"kubernetes {self.kube_annotation_prefix}" if self.kube_subnet_mgr else self.etcd_prefix

@@ -1,19 +1,53 @@
-"""From the etcd flags to a client; shared by the daemon and ``flannelctl``."""
+"""From flags to a store of leases; the etcd half is shared with ``flannelctl``.
+
+Only what is used is imported: gRPC for etcd alone, HTTP for Kubernetes alone (ADR 10 has the weights).
+"""
 
 from __future__ import annotations
 
-from flanneld.model.options import EtcdOptions
-from flanneld.sources.etcd_auth import Credentials
-from flanneld.sources.etcd_client import EtcdClient
-from flanneld.sources.etcd_endpoint import TLSFiles, parse_endpoints
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flanneld.contracts import Store
+from flanneld.errors import ConfigError
+from flanneld.model.options import EtcdOptions, Options
+
+if TYPE_CHECKING:
+    from flanneld.sources.etcd_client import EtcdClient
+
+
+def open_store(options: Options, environ: Mapping[str, str]) -> Store:
+    """The store that the flags name; nothing is contacted yet.
+
+    Args:
+        options: the daemon's.
+        environ: the environment, which says in a pod where Kubernetes is and which node this is.
+
+    Raises:
+        ConfigError: something about the way to it is wrong: an endpoint, a certificate file, a missing variable.
+    """
+    if options.kube_subnet_mgr:
+        return kube_store(options, environ)
+    from flanneld.sources.etcd import EtcdStore
+
+    return EtcdStore(connect(options), options.etcd_prefix, renew_margin_s=options.renew_margin_s)
+
+
+def kube_store(options: Options, environ: Mapping[str, str]) -> Store:
+    """Leases on the nodes of a Kubernetes cluster."""
+    raise ConfigError("--kube-subnet-mgr is not there yet")
 
 
 def connect(options: EtcdOptions) -> EtcdClient:
-    """A client for the cluster that the flags name; nothing is contacted yet.
+    """A client for the etcd cluster that the flags name; nothing is contacted yet.
 
     Raises:
         ConfigError: endpoints that cannot be parsed, or certificate files that cannot be used.
     """
+    from flanneld.sources.etcd_auth import Credentials
+    from flanneld.sources.etcd_client import EtcdClient
+    from flanneld.sources.etcd_endpoint import TLSFiles, parse_endpoints
+
     credentials = None
     if options.etcd_username and options.etcd_password:  # both or none, as flannel (contract 1.2)
         credentials = Credentials(options.etcd_username, options.etcd_password)

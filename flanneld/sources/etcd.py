@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from flanneld.errors import ConfigError, Unavailable
+from flanneld.model.addr import IP
 from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
 from flanneld.plan.allocate import Below
@@ -47,6 +48,8 @@ class EtcdStore:
         below: source of random choices.
         clock: seconds that go on while the machine is suspended.
     """
+
+    allocates = True
 
     def __init__(
         self,
@@ -88,6 +91,17 @@ class EtcdStore:
     async def publish(self, attrs: LeaseAttrs) -> None:
         """See ``contracts.Store``; ``LeaseLost`` when another host holds our subnet."""
         await self._keeper.publish(attrs)
+
+    async def operator_addresses(self) -> tuple[IP | None, IP | None]:
+        """See ``contracts.Store``: etcd has no place for them."""
+        return None, None
+
+    async def network_is_up(self) -> None:
+        """See ``contracts.Store``: nobody waits for it."""
+
+    def reload(self) -> None:
+        """See ``contracts.Store``."""
+        self._client.reload()
 
     async def close(self) -> None:
         """See ``contracts.Store``."""

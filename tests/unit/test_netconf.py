@@ -239,3 +239,18 @@ def test_unreadable_text_is_refused_in_one_sentence(raw: bytes, says: str) -> No
 
 def test_text_and_bytes_are_alike() -> None:
     assert parse_netconf('{"Network": "10.3.0.0/16"}') == parse_netconf(b'{"Network": "10.3.0.0/16"}')
+
+
+@pytest.mark.parametrize(
+    "rest", ['"SubnetLen": 99', '"SubnetMin": "192.0.2.0"', '"SubnetMin": "10.9.0.0", "SubnetMax": "10.8.0.0"']
+)
+def test_where_a_controller_names_subnets_the_bounds_do_not_matter(rest: str) -> None:
+    """Contract 9.5."""
+    conf = parse_netconf(f'{{"Network": "10.8.0.0/24", {rest}}}', allocates=False)
+    assert conf.v4
+    assert str(conf.v4.network) == "10.8.0.0/24"
+
+
+def test_where_a_controller_names_subnets_the_form_of_the_bounds_still_matters() -> None:
+    with pytest.raises(ConfigError, match="SubnetLen"):
+        parse_netconf('{"Network": "10.8.0.0/24", "SubnetLen": "big"}', allocates=False)
