@@ -8,11 +8,11 @@ LEVELS := unit scenario netns interop fuzz
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup root demo test bench check fmt lint types layers clean $(LEVELS)
+.PHONY: help setup root demo test test-deploy test-all deploy-root bench check fmt lint types layers clean $(LEVELS)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z$$()A-Z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  make LEVEL      one level of tests: $(LEVELS)"
+	@awk -F ':.*## ' '/^[a-z$$()A-Z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo "  make LEVEL       one level of tests: $(LEVELS)"
 
 setup: ## install what is missing (apt packages, .venv); the other targets do it themselves
 	@deploy/bootstrap.sh
@@ -23,8 +23,17 @@ root:
 demo: root ## a real three-host cluster on this machine, shown and taken down
 	@$(BIN)/flannelctl lab demo $(ARGS)
 
-test: root ## all tests
+test: root ## all tests but those of test-deploy
 	@$(PYTEST) $(ARGS)
+
+deploy-root:
+	@deploy/bootstrap.sh --deploy
+
+test-deploy: deploy-root ## boot the unit, build and run the image, check the manifests; installs nspawn, buildah, podman
+	@$(PYTEST) tests/deploy $(ARGS)
+
+test-all: deploy-root ## test and test-deploy in one run
+	@$(PYTEST) -o norecursedirs='.*' $(ARGS)
 
 $(LEVELS): root
 	@$(PYTEST) tests/$@ $(ARGS)
@@ -32,7 +41,7 @@ $(LEVELS): root
 bench: root ## measure time, CPU, memory and throughput (ARGS="--quick"; ARGS=--help tells more)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-check: lint types layers test ## all that CI runs
+check: lint types layers test-all ## all that CI runs
 
 fmt: setup ## format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .

@@ -18,7 +18,7 @@ from flanneld.errors import FlannelError
 from flanneld.lab import Lab, LabSpec, netns
 from flanneld.lab.etcd import binary
 from flanneld.lab.spec import IPv6Mode
-from tests.support import vm
+from tests.support import debian, programs, vm
 
 MARKS = {"kernel": "netns", "etcd": "etcd"}
 """Capability that a mark stands for; any other is asked for by ``@pytest.mark.needs("vxlan")``."""
@@ -109,6 +109,12 @@ PROBES: dict[str, Callable[[], str]] = {
     "etcd": _no_etcd,
     "udp_kernel": _no_udp_kernel,
     "vm": vm.lacking,
+    "debian": debian.lacking,
+    "systemd-nspawn": programs.no_nspawn,
+    "buildah": programs.no_buildah,
+    "podman": programs.no_podman,
+    "hadolint": lambda: programs.no_script("hadolint"),
+    "kubernetes-validate": lambda: programs.no_script("kubernetes-validate"),
 }
 
 MakeLab = Callable[..., Lab]
