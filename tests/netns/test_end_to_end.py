@@ -54,11 +54,11 @@ def assert_all_pods_connected(lab: Lab) -> None:
 
 
 class Stream:
-    """A ping from pod 1 to pod 2, a hundred a second, while something happens."""
+    """A ping from one pod to another, a hundred a second, while something happens."""
 
-    def __init__(self, lab: Lab, family: Family | None = None) -> None:
-        argv = ["ping", "-n", "-i", "0.01", "-W", "1", lab.host(2).pod_address(family)]
-        self._ping = subprocess.Popen(lab.host(1).pod.command(*argv), stdout=subprocess.PIPE, text=True)
+    def __init__(self, lab: Lab, family: Family | None = None, *, source: int = 1, target: int = 2) -> None:
+        argv = ["ping", "-n", "-i", "0.01", "-W", "1", lab.host(target).pod_address(family)]
+        self._ping = subprocess.Popen(lab.host(source).pod.command(*argv), stdout=subprocess.PIPE, text=True)
         assert self._ping.stdout is not None
         self._ping.stdout.readline()  # its headline
         self._ping.stdout.readline()  # the first answer: now it flows
