@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flanneld.contracts import Store, TrafficManager, TrafficRules
@@ -21,6 +23,7 @@ from flanneld.errors import ConfigError, LeaseLost, LeaseMoved, Unavailable
 from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.memory import give_back
 from flanneld.kernel.rtnl import Rtnl
+from flanneld.model import cni_conf
 from flanneld.model.addr import Family
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import LeaseTable
@@ -29,6 +32,7 @@ from flanneld.model.options import Options
 from flanneld.model.subnet_env import SubnetEnv
 from flanneld.problems import Problems
 from flanneld.reconcile import LEASES, Reconciler
+from flanneld.report.cni_file import CniFile
 from flanneld.report.health import Health
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.report.systemd import Notifier
@@ -60,7 +64,8 @@ class Daemon:
     ) -> None:
         self._options, self._standing, self._store, self._kernel = options, standing, store, kernel
         self._file, self._health, self._notifier = file, health, notifier
-        self._env = b""
+        self._env = self._cni_conf = b""
+        self._cni = CniFile(Path(options.cni_conf_dir, options.cni_conf_name)) if options.cni_conf_dir else None
         self._up = asyncio.Event()
         """Set when everything has been right for the first time."""
         self._publish = asyncio.Event()
@@ -71,6 +76,7 @@ class Daemon:
         self._leases_problem = slot("leases", "the list of leases has not come yet")
         self._lease_problem = slot("lease")
         self._file_problem = slot("file", "subnet.env is not written yet")
+        self._cni_problem = slot("cni", self._cni.problem if self._cni else None)
         self._path = standing.backend.data_path(surroundings(options, standing, self._publish.set, self._wake))
         self._reconciler = Reconciler(
             kernel,
@@ -97,6 +103,8 @@ class Daemon:
         yield self._reconciler.run()
         yield self._rules.run(self._options.iptables_resync_s)
         yield self._file.hold(self._env_now, lambda text: log.info("%s", text))
+        if self._cni is not None:
+            yield self._cni.hold(partial(self._cni_conf_now, self._cni), lambda text: log.info("%s", text))
         yield self._underlay.run(self._wake)
         yield self._publish_changes()
         yield self._announce()
@@ -219,11 +227,16 @@ class Daemon:
         self._env = env.render()
         self._file.update(self._env)
         self._file_problem(self._file.problem)
+        self._cni_conf = cni_conf.render(self._options.cni_conf_form, env, str(self._file.path.absolute()))
 
     def _env_now(self) -> bytes:
         """What subnet.env should say; asked at every look at the file, so its state is told here too."""
         self._file_problem(self._file.problem)
         return self._env
+
+    def _cni_conf_now(self, file: CniFile) -> bytes:
+        self._cni_problem(file.problem)
+        return self._cni_conf
 
     def _wanted_rules(self) -> Sequence[TrafficRules]:
         options, conf = self._options, self._standing.conf

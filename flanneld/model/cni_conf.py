@@ -12,6 +12,7 @@ another name it would give them out a second time.
 from __future__ import annotations
 
 import json
+
 from flanneld.model.subnet_env import SubnetEnv
 
 NETWORK_NAME = "cbr0"

@@ -55,10 +55,11 @@ class HeldFile:
         self, path: Path, what: str, is_precious: Callable[[bytes], bool] = lambda _: False, *, on_disk: bool = False
     ) -> None:
         self.path = path
-        self.problem: str | None = None
+        self.problem: str | None = f"the {what} is not written yet"
         self._what = what
         self._is_precious = is_precious
         self._on_disk = on_disk
+        self._refused = False
         self._written: bytes | None = None
         """What stood there when we last saw that all was well."""
 
@@ -78,6 +79,7 @@ class HeldFile:
             if self.problem != str(exc):
                 log.warning("%s is not in place, containers cannot start; retrying: %s", self._what, exc)
             self.problem = str(exc)
+            self._refused = True
             return False
         self._settle(content)
         return True
@@ -110,8 +112,9 @@ class HeldFile:
 
     def _settle(self, content: bytes) -> None:
         """The file has been seen to say ``content``."""
-        if self.problem:
+        if self._refused:
             log.info("%s is in place again path=%s", self._what, self.path)
+            self._refused = False
         self._written = content
         self.problem = None
 

@@ -11,6 +11,9 @@ start. Several daemons may share one directory; what belongs to one network carr
     ├── identity              derived, with the mark of the machine it was derived on
     ├── coreos.com-network-5a1f….json   subnets we last held in that network
     └── coreos.com-network-5a1f….lock   held while a daemon serves that network
+
+Other versions of this program share the directory: see ``state_file.py`` for the JSON files. The names of all
+files and the plain text of the others never change.
 """
 
 from __future__ import annotations
@@ -22,39 +25,47 @@ import logging
 import os
 import re
 import secrets
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from flanneld.errors import ConfigError, KernelError
 from flanneld.model.addr import Family, Prefix
 from flanneld.model.identity import derive_identity, machine_mark
+from flanneld.report import state_file
 from flanneld.report.atomic import make_directory, write_atomic
+from flanneld.report.state_file import Kind, set_aside
 
 log = logging.getLogger(__name__)
 
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
+_Content = TypeVar("_Content", bound=msgspec.Struct)
 
 
-class _IdentityFile(msgspec.Struct, tag_field="kind", tag="flanneld-identity", frozen=True):
+class Identity(msgspec.Struct, frozen=True):
+    """Content of the file ``identity``."""
+
     identity: str
     machine: str
     """``machine_mark`` of the machine it was derived on."""
-    version: Literal[1] = 1
 
 
-class _SubnetsFile(msgspec.Struct, tag_field="kind", tag="flanneld-subnets", frozen=True):
+class Subnets(msgspec.Struct, frozen=True):
+    """Content of a network's file."""
+
     network: str
     identity: str
     """Whose subnets these are: a directory copied to another machine must not speak for it."""
     subnet: str | None = None
     subnet6: str | None = None
-    version: Literal[1] = 1
 
 
-_File = TypeVar("_File", _IdentityFile, _SubnetsFile)
+# Version 1 was the content itself, with "kind" and "version" among its fields and no checksum.
+IDENTITY = Kind("flanneld-identity", 2, Identity, {1: partial(msgspec.json.decode, type=Identity)})
+SUBNETS = Kind("flanneld-subnets", 2, Subnets, {1: partial(msgspec.json.decode, type=Subnets)})
 
 
 class StateDir:
@@ -128,7 +139,7 @@ class StateDir:
         machine_id = self._machine_id()
         mark = machine_mark(machine_id)
         path = self.path / "identity"
-        kept = self._load(path, _IdentityFile)
+        kept = self._load(path, IDENTITY)
         if kept and kept.machine == mark and _IDENTITY.fullmatch(kept.identity):
             return kept.identity
         identity = derive_identity(machine_id, str(self.path))
@@ -139,7 +150,7 @@ class StateDir:
                 self.path,
                 identity,
             )
-        self._save(path, _IdentityFile(identity, mark))
+        self._save(path, IDENTITY, Identity(identity, mark))
         return identity
 
     def _machine_id(self) -> str:
@@ -178,7 +189,7 @@ class StateDir:
     def previous_subnets(self) -> tuple[Prefix | None, Prefix | None]:
         """The subnets (IPv4, IPv6) that this host last held in this network; (None, None) = none known."""
         path = self._own(".json")
-        kept = self._load(path, _SubnetsFile)
+        kept = self._load(path, SUBNETS)
         if kept is None or kept.identity != self.identity():
             return None, None
         try:
@@ -186,13 +197,13 @@ class StateDir:
                 raise ValueError(f"it belongs to the network {kept.network!r}")
             return _prefix(kept.subnet, Family.V4), _prefix(kept.subnet6, Family.V6)
         except ValueError as exc:
-            self._set_aside(path, str(exc))
+            set_aside(path, str(exc))
             return None, None
 
     def remember(self, subnet: Prefix | None, subnet6: Prefix | None) -> None:
         """Keep the subnets for the next start. Waits for the disk."""
         text, text6 = (str(prefix) if prefix else None for prefix in (subnet, subnet6))
-        self._save(self._own(".json"), _SubnetsFile(self.network_id, self.identity(), text, text6))
+        self._save(self._own(".json"), SUBNETS, Subnets(self.network_id, self.identity(), text, text6))
 
     # -- files --
 
@@ -201,18 +212,18 @@ class StateDir:
         readable = re.sub(r"[^A-Za-z0-9._]+", "-", self.network_id).strip("-.")[:64] or "network"
         return self.path / f"{readable}-{hashlib.sha256(self.network_id.encode()).hexdigest()[:8]}{suffix}"
 
-    def _load(self, path: Path, kind: type[_File]) -> _File | None:
-        """A file of ours; None when absent. Anything else is set aside: corrupt, foreign, a newer version."""
+    def _load(self, path: Path, kind: Kind[_Content]) -> _Content | None:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-            self._set_aside(path, str(exc))
-            return None
+            return state_file.read(path, kind)
+        except KernelError as exc:
+            self._unwritable(str(exc))
+            return state_file.peek(path, kind)
 
-    def _save(self, path: Path, content: _IdentityFile | _SubnetsFile) -> None:
-        self._write(path, msgspec.json.encode(content) + b"\n")
+    def _save(self, path: Path, kind: Kind[_Content], content: _Content) -> None:
+        try:
+            state_file.write(path, kind, content)
+        except KernelError as exc:
+            self._unwritable(str(exc))
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
@@ -230,12 +241,11 @@ class StateDir:
                 reason,
             )
 
-    def _set_aside(self, path: Path, reason: str) -> None:
-        """Move an unusable file out of the way, for somebody to look at."""
-        aside = path.with_name(path.name + ".unusable")
-        log.warning("a state file cannot be used and is set aside path=%s aside=%s reason=%s", path, aside, reason)
-        with contextlib.suppress(OSError):
-            path.rename(aside)
+
+def known_identity(path: Path) -> str:
+    """The identity kept in a state directory, without making or moving anything; empty when there is none."""
+    kept = state_file.peek(path / "identity", IDENTITY)
+    return kept.identity if kept else ""
 
 
 def _line(path: Path) -> str:
