@@ -23,6 +23,7 @@ from flanneld.goflags import Flag, from_environment, scan, usage
 from flanneld.kernel.place import place
 from flanneld.model.addr import IP, Prefix, parse_ip
 from flanneld.model.options import EtcdOptions, Options
+from flanneld.report.state_dir import known_identity
 from flanneld.sources.etcd_client import KV, Compacted, Credentials, EtcdClient, TLSFiles, parse_endpoints
 from flanneld.sources.etcd_leases import Keys
 
@@ -75,7 +76,7 @@ class Ownership:
     def of_this_machine(given: Mapping[str, object], environ: Mapping[str, str]) -> Ownership:
         """By the identity that flanneld keeps in its state directory, if it can be read."""
         values = {**from_environment(environ, (STATE_DIR,), given), **given}
-        return Ownership(_read_identity(Path(str(values.get("state_dir", Options().state_dir)), place())))
+        return Ownership(known_identity(Path(str(values.get("state_dir", Options().state_dir)), place())))
 
     def mark(self, view: View) -> View:
         """The same lease, marked if it is ours."""
@@ -204,14 +205,6 @@ def _is_local(ip: IP) -> bool:
     except OSError:
         return False
     return True
-
-
-def _read_identity(state_dir: Path) -> str:
-    """As ``report/state_dir.py`` keeps it; that class is not used because it writes what is missing."""
-    try:
-        return str(json.loads((state_dir / "identity").read_text())["identity"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _print_change(what: str, view: View) -> None:

@@ -1,4 +1,4 @@
-"""A host changes from Go flanneld to ours and back: same subnet, same MAC, no lost ping, nothing doubled (contract 13.15).
+"""A host changes from Go flanneld to ours and back: same subnet and MAC, no lost ping, nothing doubled (contract 13.15).
 
 Go's part is played by ``tests/support/go_state.py``, or by the binary that ``FLANNELD_GO`` names.
 """

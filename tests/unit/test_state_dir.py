@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from flanneld.errors import ConfigError
+from flanneld.errors import ConfigError, KernelError
 from flanneld.model.addr import Prefix
-from flanneld.model.identity import derive_identity
-from flanneld.report.state_dir import StateDir
+from flanneld.model.identity import derive_identity, machine_mark
+from flanneld.report.state_dir import StateDir, known_identity
 
 MACHINE = "4c0bd8d5a6b84d0f9f1d6e9b7b8f3a21"
 CLONE = "9a3f21d8b5c64e77a1f0c2d3e4f50617"
@@ -141,7 +142,7 @@ class TestPreviousSubnets:
             ("10.5.72.0/24", "10.5.72.0"),
             ("10.5.72.0/24", "fd00::/64"),
             (NETWORK, "/other"),
-            ('"version":1', '"version":7'),
+            ('"version":2', '"version":7'),
             ("}", ""),
         ],
     )
@@ -158,6 +159,90 @@ class TestPreviousSubnets:
         assert len(caplog.records) == 1
         state.remember(*SUBNETS)
         assert state.previous_subnets() == SUBNETS
+
+
+# What version 1 wrote, byte for byte.
+IDENTITY_1 = '{{"kind":"flanneld-identity","identity":"{}","machine":"{}","version":1}}\n'
+SUBNETS_1 = (
+    '{{"kind":"flanneld-subnets","network":"/coreos.com/network","identity":"{}",'
+    '"subnet":"10.5.72.0/24","subnet6":"fd00:5:72::/64","version":1}}\n'
+)
+
+
+class TestFormats:
+    """Design/adr-0012: versions of this program come and go on one directory."""
+
+    def test_an_older_format_is_understood_and_written_anew(
+        self, path: Path, etc: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        state = StateDir(path, NETWORK, etc)
+        identity = state.identity()
+        state.remember(*SUBNETS)
+        now = {file.name: file.read_bytes() for file in path.iterdir()}
+        subnets = next(path.glob("*.json"))
+        (path / "identity").write_text(IDENTITY_1.format(identity, machine_mark(MACHINE)))
+        subnets.write_text(SUBNETS_1.format(identity))
+        caplog.set_level("INFO")
+        state = StateDir(path, NETWORK, etc)
+        assert (state.identity(), state.previous_subnets()) == (identity, SUBNETS)
+        assert {file.name: file.read_bytes() for file in path.iterdir()} == now
+        assert [record.getMessage().split(" path=")[0] for record in caplog.records] == [
+            "state file brought to the present format"
+        ] * 2
+
+    def test_a_newer_format_is_kept_under_another_name_and_harms_nothing(
+        self, path: Path, etc: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        state = StateDir(path, NETWORK, etc)
+        identity = state.identity()
+        newer = b'{"kind":"flanneld-identity","version":9,"what":{"else":["nobody","knows"]}}'
+        for _ in range(2):  # the second downgrade
+            (path / "identity").write_bytes(newer)
+            assert StateDir(path, NETWORK, etc).identity() == identity
+        assert sorted(file.name for file in path.iterdir()) == ["identity", "identity.format-9", "identity.format-9-2"]
+        assert (path / "identity.format-9-2").read_bytes() == newer
+        assert "a newer flanneld wrote it (format 9, this one knows up to 2)" in caplog.records[0].getMessage()
+        assert len(caplog.records) == 2
+
+    def test_a_second_damaged_file_does_not_displace_the_first(self, path: Path, etc: Path) -> None:
+        for text in (b"first", b"second"):
+            StateDir(path, NETWORK, etc).identity()
+            (path / "identity").write_bytes(text)
+        StateDir(path, NETWORK, etc).identity()
+        assert (path / "identity.unusable").read_bytes() == b"first"
+        assert (path / "identity.unusable-2").read_bytes() == b"second"
+
+    def test_a_changed_digit_is_noticed(self, path: Path, etc: Path, caplog: pytest.LogCaptureFixture) -> None:
+        StateDir(path, NETWORK, etc).remember(*SUBNETS)
+        file = next(path.glob("*.json"))
+        file.write_text(file.read_text().replace("10.5.72.0", "10.5.73.0"))
+        assert StateDir(path, NETWORK, etc).previous_subnets() == (None, None)
+        assert "checksum" in caplog.text
+
+    def test_an_older_file_in_a_directory_that_cannot_be_written_still_counts(
+        self, path: Path, etc: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path.mkdir()
+        identity = derive_identity("elsewhere", "/var/lib/flanneld")  # another than would be derived here
+        text = IDENTITY_1.format(identity, machine_mark(MACHINE))
+        (path / "identity").write_text(text)
+        monkeypatch.setattr("flanneld.report.state_file.write_atomic", _refuse)
+        assert StateDir(path, NETWORK, etc).identity() == identity
+        assert (path / "identity").read_text() == text
+        assert len(caplog.records) == 1
+
+    def test_to_look_at_an_identity_changes_nothing(self, path: Path, etc: Path) -> None:
+        assert known_identity(path) == ""
+        assert not path.exists()
+        identity = StateDir(path, NETWORK, etc).identity()
+        assert known_identity(path) == identity
+        (path / "identity").write_bytes(b"damaged")
+        assert known_identity(path) == ""
+        assert (path / "identity").read_bytes() == b"damaged"
+
+
+def _refuse(path: Path, content: bytes, what: str) -> None:
+    raise KernelError(f"write {what} {path}", errno.EROFS)
 
 
 def test_directory_that_cannot_be_written_costs_one_warning(
