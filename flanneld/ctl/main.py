@@ -18,6 +18,8 @@ USAGE = """\
 usage: flannelctl COMMAND ...
 
   leases list|show|watch    which host holds which subnet
+  health                    ask the daemon whether it runs, or with --ready whether the network works
+  install-conf SRC DEST     put a configuration file in place in one step
   lab up|status|exec|down   a real cluster in network namespaces of this machine
   lab demo                  build one, show that it works, take it down
 
@@ -30,13 +32,30 @@ def _leases(words: Sequence[str]) -> int:
     return leases.main(words)
 
 
+def _health(words: Sequence[str]) -> int:
+    from flanneld.ctl import health
+
+    return health.main(words)
+
+
+def _install_conf(words: Sequence[str]) -> int:
+    from flanneld.ctl import install_conf
+
+    return install_conf.main(words)
+
+
 def _lab(words: Sequence[str]) -> int:
     from flanneld.ctl import lab
 
     return lab.main(words)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"leases": _leases, "lab": _lab}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "leases": _leases,
+    "health": _health,
+    "install-conf": _install_conf,
+    "lab": _lab,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words:
-        raise UsageError("a command is missing: leases or lab; --help tells more")
+        raise UsageError(f"a command is missing: {', '.join(COMMANDS)}; --help tells more")
     if words[0] in ("-h", "-help", "--help", "help"):
         print(USAGE)
         return 0
@@ -65,7 +84,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"flannelctl {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        raise UsageError(f"there is no command {words[0]!r}: use {' or '.join(COMMANDS)}")
+        raise UsageError(f"there is no command {words[0]!r}: use {', '.join(COMMANDS)}")
     return COMMANDS[words[0]](words[1:])
 
 
