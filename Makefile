@@ -1,6 +1,6 @@
 # make demo and make test do all set-up themselves; see README.
 BIN := .venv/bin
-CAPABILITIES := netns,vxlan,nft,iptables,etcd
+CAPABILITIES := netns,vxlan,nft,iptables,etcd,cni
 # In CI a test that is skipped for want of one of these is a failure; set REQUIRE= to be lenient.
 REQUIRE ?= $(if $(CI),$(CAPABILITIES))
 PYTEST := $(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))

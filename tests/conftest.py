@@ -1,6 +1,6 @@
 """What a test needs of the machine, found out by doing it once in a scratch namespace.
 
-A test whose need is not met is skipped, and the skip names it. ``--require=netns,vxlan,nft,iptables,etcd``
+A test whose need is not met is skipped, and the skip names it. ``--require=netns,vxlan,nft,iptables,etcd,cni``
 makes that a failure: CI promises these, so a test that silently stops running there is a defect.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from flanneld.errors import FlannelError
-from flanneld.lab import Lab, LabSpec, netns
+from flanneld.lab import Lab, LabSpec, cni, netns
 from flanneld.lab.etcd import binary
 from flanneld.lab.spec import IPv6Mode
 from tests.support import debian, programs, vm
@@ -80,6 +80,14 @@ def _no_udp_kernel() -> str:
     return missing("netns") or lacking()
 
 
+def _no_cni() -> str:
+    try:
+        cni.check_plugins()
+    except FlannelError as error:
+        return str(error)
+    return missing("netns")
+
+
 def _refused(*commands: str) -> str:
     """Run shell commands in a scratch namespace; what the first that fails says."""
     if os.geteuid() != 0:
@@ -107,6 +115,7 @@ PROBES: dict[str, Callable[[], str]] = {
     ),
     "iptables": lambda: _refused("iptables -w -t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE"),
     "etcd": _no_etcd,
+    "cni": _no_cni,
     "udp_kernel": _no_udp_kernel,
     "vm": vm.lacking,
     "debian": debian.lacking,

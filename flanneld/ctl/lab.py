@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from flanneld.errors import ConfigError, UsageError
-from flanneld.flag_values import choice, integer, something
+from flanneld.flag_values import boolean, choice, integer, something
 from flanneld.goflags import Flag, scan, usage
 from flanneld.lab import demo
 from flanneld.lab.lab import Lab, names, remove, timed
@@ -60,10 +60,11 @@ BUILD_FLAGS = (
     Flag("segments", integer(1, 2), "layer 2 segments, hosts taking turns, a router between", "N"),
     Flag("etcd-members", integer(1, 3), "etcd members, 1 or 3", "N"),
     Flag("mtu", integer(576, 65535), "MTU of the underlay in bytes", "BYTES"),
+    Flag("cni", boolean, "make the pods with this machine's CNI plugins", ""),
     Flag("daemon", shlex.split, "command to run as daemon instead of our flanneld", "CMD"),
     NAME,
 )
-DEFAULTS = SimpleNamespace(hosts=3, backend="vxlan", segments=1, etcd_members=1, ipv6="off", mtu=1500)
+DEFAULTS = SimpleNamespace(hosts=3, backend="vxlan", segments=1, etcd_members=1, ipv6="off", mtu=1500, cni=False)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -43,6 +43,7 @@ class Daemon:
         """Replace it before ``start`` to run another daemon on this host; empty = our own."""
         self.subnet_file = directory / "subnet.env"
         self.state_dir = directory / "state"
+        self.cni_conf_dir = directory / "cni" / "net.d"
         self.log_file = directory / "flanneld.log"
 
     def flags(self) -> list[str]:
@@ -67,6 +68,7 @@ class Daemon:
             "FLANNELD_STATE_DIR": str(self.state_dir),
             # hosts do not share a lock file; this one would otherwise be the machine's
             "XTABLES_LOCKFILE": str(self._directory / "xtables.lock"),
+            **({"FLANNELD_CNI_CONF_DIR": str(self.cni_conf_dir)} if self._spec.cni else {}),
             **(env or {}),
         }
         argv = [*(self.command or own_command()), *self.flags(), *flags]

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from flanneld.errors import ConfigError
-from flanneld.lab import child, netns, wiring
+from flanneld.lab import child, cni, netns, wiring
 from flanneld.lab.child import Child
 from flanneld.lab.daemon import Daemon
 from flanneld.lab.etcd import Etcd
@@ -100,7 +100,7 @@ class Lab:
         Raises:
             FlannelError: why it cannot be built, in one sentence.
         """
-        _check_machine()
+        _check_machine(self.spec)
         self._claim()
         try:
             spec = self.spec
@@ -113,7 +113,8 @@ class Lab:
             if daemons:
                 with step(f"flanneld: {_count(spec.hosts, 'daemon')} started at once, ready"):
                     self.start_daemons()
-                with step("pods: a bridge and a container per host, as subnet.env says"):
+                made = "a bridge and a container per host, as subnet.env says"
+                with step(f"pods: {'by the CNI plugins, as flanneld configures them' if spec.cni else made}"):
                     self.attach_pods()
         except BaseException:  # Ctrl-C included: whatever stopped us, leave nothing behind
             self.down()
@@ -215,12 +216,14 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _check_machine() -> None:
+def _check_machine(spec: LabSpec) -> None:
     if os.geteuid() != 0:
         raise ConfigError("the lab builds network namespaces and so must run as root")
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         raise ConfigError(f"the lab needs {' and '.join(missing)}: apt-get install iproute2 iputils-ping")
+    if spec.cni:
+        cni.check_plugins()
 
 
 @contextlib.contextmanager

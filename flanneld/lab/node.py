@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flanneld.errors import Unavailable
 from flanneld.lab import wiring
+from flanneld.lab.cni import Runtime
 from flanneld.lab.daemon import Daemon
 from flanneld.lab.spec import LabSpec
 from flanneld.model.addr import Family
@@ -54,6 +55,7 @@ class Host(Node):
         self.directory = directory
         self.daemon = daemon
         self.pod = Node(spec, f"pod{number}")
+        self.cni = Runtime(self.netns, daemon.cni_conf_dir, directory / "cni")
 
     def address(self, family: Family | None = None) -> str:
         """Underlay address; of the lab's first family unless told."""
@@ -84,13 +86,25 @@ class Host(Node):
         raise Unavailable(f"pod {self.number} has no {wanted.label} address: its host has no subnet yet")
 
     def attach_pod(self) -> None:
-        """Do what a CNI plugin does: bridge and pod with addresses and MTU from ``subnet.env`` (contract 4.1).
+        """Connect the pod, by the CNI plugins or as they would do it: with addresses and MTU from ``subnet.env``.
 
         Raises:
-            Unavailable: there is no usable ``subnet.env``.
+            Unavailable: there is no usable ``subnet.env`` (contract 4.1), or a plugin refused.
         """
         values = self.subnet_env()
         gateways = [values.get(SUBNET_KEYS[family], "") for family in self.spec.families]
         if not all(gateways) or not values.get("FLANNEL_MTU", "").isdecimal():
             raise Unavailable(f"{self.name} has no complete {self.daemon.subnet_file}")
-        wiring.attach_pod(self.spec, self.number, gateways, int(values["FLANNEL_MTU"]))
+        if self.spec.cni:
+            self._attach_by_cni(gateways)
+        else:
+            wiring.attach_pod(self.spec, self.number, gateways, int(values["FLANNEL_MTU"]))
+
+    def _attach_by_cni(self, gateways: list[str]) -> None:
+        self.cni.delete(self.pod.netns)
+        # the bridge plugin refuses a bridge that has an earlier subnet's address; removing it is the operator's part
+        addresses = self.run("ip", "-o", "addr", "show", "dev", "cni0", check=False).stdout.split()
+        if addresses and not set(gateways) <= set(addresses):
+            self.ip("link", "del", "cni0")
+        self.pod.ip("link", "set", "lo", "up")
+        self.cni.add(self.pod.netns)

@@ -54,6 +54,8 @@ class LabSpec:
     """Keys laid over the generated network configuration; ``Backend`` too is replaced whole."""
     mtu: int = 1500
     """MTU of the underlay in bytes."""
+    cni: bool = False
+    """Pods are made by this machine's CNI plugins, from the configuration that flanneld writes."""
     ephemeral: bool = False
     """Belongs to the process that built it: leftovers of a dead one may be swept away."""
 
