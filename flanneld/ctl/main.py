@@ -20,6 +20,7 @@ usage: flannelctl COMMAND ...
   leases list|show|watch    which host holds which subnet
   health                    ask the daemon whether it runs, or with --ready whether the network works
   install-conf SRC DEST     put a configuration file in place in one step
+  docker-opts               Docker's flags for this host's subnet, as mk-docker-opts.sh writes them
   lab up|status|exec|down   a real cluster in network namespaces of this machine
   lab demo                  build one, show that it works, take it down
 
@@ -44,6 +45,12 @@ def _install_conf(words: Sequence[str]) -> int:
     return install_conf.main(words)
 
 
+def _docker_opts(words: Sequence[str]) -> int:
+    from flanneld.ctl import docker_opts
+
+    return docker_opts.main(words)
+
+
 def _lab(words: Sequence[str]) -> int:
     from flanneld.ctl import lab
 
@@ -54,6 +61,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "leases": _leases,
     "health": _health,
     "install-conf": _install_conf,
+    "docker-opts": _docker_opts,
     "lab": _lab,
 }
 

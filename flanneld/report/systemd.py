@@ -14,6 +14,11 @@ from collections.abc import Mapping
 
 _log = logging.getLogger(__name__)
 
+ASK_S = 10.0
+"""Seconds between two requests for more time to start …"""
+MORE_S = 60
+"""… each of which asks for so many: a request that comes late ends nothing."""
+
 
 class Notifier:
     """The way to the service manager.
@@ -25,11 +30,13 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
         self._warned = False
+        self._was_ready = False
         self.watchdog_s = _watchdog_s(environ) if self._address else None
         """Seconds between two signs of life, half of what systemd allows; None = it wants none."""
 
     def ready(self, status: str = "") -> None:
-        """Started up, or done with reloading."""
+        """Started up."""
+        self._was_ready = True
         self._send("READY=1", f"STATUS={_line(status)}" if status else "")
 
     def status(self, text: str) -> None:
@@ -37,9 +44,14 @@ class Notifier:
         self._send(f"STATUS={_line(text)}")
 
     def reloading(self) -> None:
-        """Reading the configuration again; ``ready`` ends it."""
+        """Reading the configuration again; ``reloaded`` ends it."""
         # The time stamp is what Type=notify-reload demands since systemd 253.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def reloaded(self) -> None:
+        """Done with reloading; says nothing of a start that is not over yet, though systemd uses one word for both."""
+        if self._was_ready:
+            self._send("READY=1")
 
     def stopping(self) -> None:
         """Shutting down."""
@@ -48,11 +60,18 @@ class Notifier:
     async def feed_watchdog(self) -> None:
         """Send signs of life for ever, from the event loop, so that a stuck loop is noticed.
 
-        Returns at once when systemd wants none.
+        Until the start is over they ask for more time as well: a host waits for etcd as long as that takes, and
+        systemd, whose watchdog sleeps till then, ends the start only of a process that is stuck. Returns when
+        systemd wants nothing more.
         """
-        while self.watchdog_s is not None:
-            self._send("WATCHDOG=1")
-            await asyncio.sleep(self.watchdog_s)
+        while self._address and (self.watchdog_s or not self._was_ready):
+            pause_s, alive = (self.watchdog_s, "WATCHDOG=1") if self.watchdog_s else (ASK_S, "")
+            if self._was_ready:
+                self._send(alive)
+            else:
+                self._send(alive, f"EXTEND_TIMEOUT_USEC={MORE_S * 1_000_000}")
+                pause_s = min(pause_s, ASK_S)
+            await asyncio.sleep(pause_s)
 
     def _send(self, *lines: str) -> None:
         if not self._address:

@@ -58,6 +58,8 @@ def test_each_state_is_heard(systemd: Systemd) -> None:
 async def test_watchdog_is_fed_twice_in_its_time(systemd: Systemd, pid: str) -> None:
     notifier = systemd.notifier(WATCHDOG_USEC="20000", WATCHDOG_PID=pid)
     assert notifier.watchdog_s == 0.01
+    notifier.ready()
+    assert systemd.heard() == "READY=1"
     feeding = asyncio.create_task(notifier.feed_watchdog())
     for _ in range(3):
         assert await asyncio.to_thread(systemd.heard) == "WATCHDOG=1"
@@ -76,8 +78,29 @@ async def test_watchdog_is_fed_twice_in_its_time(systemd: Systemd, pid: str) -> 
     ],
 )
 async def test_without_watchdog_feeding_ends_at_once(systemd: Systemd, environ: dict[str, str]) -> None:
+    notifier = systemd.notifier(**environ)
+    notifier.ready()
     async with asyncio.timeout(1):
-        await systemd.notifier(**environ).feed_watchdog()
+        await notifier.feed_watchdog()
+
+
+@pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "20000"}])
+async def test_a_start_that_takes_long_gets_more_time(systemd: Systemd, environ: dict[str, str]) -> None:
+    notifier = systemd.notifier(**environ)
+    feeding = asyncio.create_task(notifier.feed_watchdog())
+    assert "EXTEND_TIMEOUT_USEC=60000000" in await asyncio.to_thread(systemd.heard)
+    feeding.cancel()
+
+
+def test_reload_before_the_start_is_over_does_not_end_the_start(systemd: Systemd) -> None:
+    notifier = systemd.notifier()
+    notifier.reloaded()
+    notifier.status("waiting for a lease")
+    assert systemd.heard() == "STATUS=waiting for a lease"
+    notifier.ready("done")
+    assert systemd.heard() == "READY=1\nSTATUS=done"
+    notifier.reloaded()
+    assert systemd.heard() == "READY=1"
 
 
 async def test_without_systemd_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
