@@ -124,6 +124,9 @@ PROBES: dict[str, Callable[[], str]] = {
     "podman": programs.no_podman,
     "hadolint": lambda: programs.no_script("hadolint"),
     "kubernetes-validate": lambda: programs.no_script("kubernetes-validate"),
+    "kubectl": lambda: programs.no_script("kubectl"),
+    "helm": lambda: programs.no_module("helm_python"),
+    "yamllint": lambda: programs.no_script("yamllint"),
 }
 
 MakeLab = Callable[..., Lab]
