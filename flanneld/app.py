@@ -18,7 +18,9 @@ from flanneld.errors import ConfigError, LeaseMoved
 from flanneld.kernel.place import place
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.options import Options
+from flanneld.remembering import Remembering
 from flanneld.report.health import Health
+from flanneld.report.lease_cache import LeaseCache
 from flanneld.report.state_dir import StateDir
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.report.systemd import Notifier
@@ -89,7 +91,6 @@ def _begin_anew(reason: LeaseMoved) -> NoReturn:
 async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> None:
     """Start up, then work until cancelled."""
     health, kernel = Health(), Rtnl()
-    store = open_store(options, os.environ)
     state = StateDir(Path(options.state_dir, place()), options.network_id)
     file = SubnetFile(Path(options.subnet_file))
 
@@ -101,6 +102,8 @@ async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> 
     async with contextlib.AsyncExitStack() as at_exit:
         state.lock()
         at_exit.callback(state.close)
+        cache = LeaseCache(state.file(".cache"), options.network_id, state.identity())
+        store = Remembering(open_store(options, os.environ), cache)
         at_exit.push_async_callback(_close_in_time, store)
         tasks = await at_exit.enter_async_context(asyncio.TaskGroup())
         if options.healthz_port > 0:

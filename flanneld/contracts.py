@@ -31,6 +31,20 @@ class Store(Protocol):
     """Whether subnets are cut out of ``Network`` by ``SubnetLen``; False where a controller names them
     (contract 9.5, 9.15)."""
 
+    @property
+    def own(self) -> OwnLease | None:
+        """Our lease as last confirmed; stays what it was while the store is away."""
+        ...
+
+    @property
+    def mark(self) -> str:
+        """What tells this store, at this point of its history, from another one or an older state of it."""
+        ...
+
+    def expect(self, mark: str) -> None:
+        """The mark that an earlier run saw last: a store that lies behind it was replaced."""
+        ...
+
     async def read_config(self) -> bytes:
         """The network configuration as stored.
 

@@ -152,7 +152,7 @@ class Reconciler:
         if path.runner is not None:
             path.runner.prepare()
         observed = await self._kernel.read(path.own, path.desired.sysctls)
-        if table.complete:
+        if table.usable:
             self._take_leases(observed)
         self._fresh.update(path.desired.take_changes())
         ops = plan(
@@ -164,7 +164,7 @@ class Reconciler:
             recreate=self._recreate,
         )
         failures = await self._kernel.apply(ops)
-        if table.complete:
+        if table.usable:
             # What came while nobody listened (at start, after an overrun) is still being asked for.
             # (An address that nobody seems to have is left to the kernel to ask for again: see ``Pager``.)
             open_ = [(link, ip, None) for link, ip in observed.unresolved if not path.is_unknown(link, ip)]
@@ -173,7 +173,7 @@ class Reconciler:
             self._full_cycles += 1
             if self._full_cycles == 1:
                 self._wake("page ahead")
-        if path.runner is not None and table.complete:
+        if path.runner is not None and table.usable:
             path.runner.apply()
         return ops, failures
 

@@ -53,10 +53,10 @@ class Pager:
     def answer(self, misses: Sequence[Miss]) -> None:
         """Answer at once, on this turn of the loop.
 
-        Before the first complete list of leases nothing is answered: the kernel keeps the packets and asks
+        Before leases are known nothing is answered: the kernel keeps the packets and asks
         again, and the first full cycle looks at what is still open.
         """
-        if not self._table.complete:
+        if not self._table.usable:
             return
         devices = self._devices()
         known = []

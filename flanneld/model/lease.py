@@ -52,7 +52,8 @@ class LeaseTable:
     """All leases of the network, keyed as in the store, kept current in place by one source.
 
     Readers iterate over it between two awaits, so they always see one consistent state. Nothing may
-    be deleted from the kernel before ``complete`` (style section 1, rule 6).
+    be deleted from the kernel before ``complete`` (style section 1, rule 6); what to put there is known as
+    soon as ``usable``.
     """
 
     def __init__(self) -> None:
@@ -60,6 +61,8 @@ class LeaseTable:
         self._changed: set[str] = set()
         self.complete = False
         """Whether a whole snapshot has been seen since start."""
+        self.usable = False
+        """Whether there are leases to work with: listed, or remembered from an earlier run."""
         self.revision = 0
         """Store revision up to which the table is current."""
 
@@ -110,8 +113,14 @@ class LeaseTable:
         self._changed |= different
         self._leases = leases
         self.revision = revision
-        self.complete = True
+        self.complete = self.usable = True
         return changed
+
+    def restore(self, leases: dict[str, Lease]) -> None:
+        """Take what an earlier run remembered, for as long as the store is away; not after a listing."""
+        self._leases = leases
+        self._changed.update(leases)
+        self.usable = True
 
 
 class OwnLease(NamedTuple):

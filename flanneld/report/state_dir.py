@@ -93,7 +93,7 @@ class StateDir:
         Raises:
             ConfigError: another process holds it; names its pid.
         """
-        path = self._own(".lock")
+        path = self.file(".lock")
         try:
             make_directory(self.path)
             # CLOEXEC, which Python sets: a firewall tool that outlives us must not keep the lock
@@ -188,7 +188,7 @@ class StateDir:
 
     def previous_subnets(self) -> tuple[Prefix | None, Prefix | None]:
         """The subnets (IPv4, IPv6) that this host last held in this network; (None, None) = none known."""
-        path = self._own(".json")
+        path = self.file(".json")
         kept = self._load(path, SUBNETS)
         if kept is None or kept.identity != self.identity():
             return None, None
@@ -203,11 +203,11 @@ class StateDir:
     def remember(self, subnet: Prefix | None, subnet6: Prefix | None) -> None:
         """Keep the subnets for the next start. Waits for the disk."""
         text, text6 = (str(prefix) if prefix else None for prefix in (subnet, subnet6))
-        self._save(self._own(".json"), SUBNETS, Subnets(self.network_id, self.identity(), text, text6))
+        self._save(self.file(".json"), SUBNETS, Subnets(self.network_id, self.identity(), text, text6))
 
     # -- files --
 
-    def _own(self, suffix: str) -> Path:
+    def file(self, suffix: str) -> Path:
         """A file of this network; the hash keeps apart what reads alike (``/a/b`` and ``/a-b``)."""
         readable = re.sub(r"[^A-Za-z0-9._]+", "-", self.network_id).strip("-.")[:64] or "network"
         return self.path / f"{readable}-{hashlib.sha256(self.network_id.encode()).hexdigest()[:8]}{suffix}"

@@ -80,6 +80,16 @@ class EtcdStore:
         """Our lease as last confirmed by etcd; stays what it was while etcd is away."""
         return self._key.confirmed
 
+    @property
+    def mark(self) -> str:
+        """See ``contracts.Store``."""
+        return str(self._history.revision)
+
+    def expect(self, mark: str) -> None:
+        """See ``contracts.Store``."""
+        if mark.isascii() and mark.isdecimal() and len(mark) < 20:
+            self._history.expect(int(mark))
+
     async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
         """See ``contracts.Store``."""
         return await self._claimer.acquire(conf, claim)
@@ -140,7 +150,7 @@ class EtcdStore:
     async def follow(self, table: LeaseTable, changed: Changed) -> None:
         """See ``contracts.Store``."""
         prefix = self._keys.subnets.encode()
-        replaced = self._history.replaced
+        replaced = 0  # what a start found out counts too: the table may hold what an earlier run remembered
         while True:
             is_new_store = await self._list(prefix, replaced, table, changed)
             replaced = self._history.replaced
@@ -157,7 +167,7 @@ class EtcdStore:
         """
         listing = await self._wait(self._history.list, prefix)
         leases, _ = await self._reader.snapshot(listing.kvs)
-        is_new_store = replaced != self._history.replaced and table.complete
+        is_new_store = replaced != self._history.replaced and table.usable
         if is_new_store:
             leases = self._with_absent(leases, table)
         if table.replace_all(leases, listing.revision):

@@ -24,6 +24,15 @@ class History:
         self._revision = 0
         self._watches: set[asyncio.Timeout] = set()
 
+    @property
+    def revision(self) -> int:
+        """The latest revision seen."""
+        return self._revision
+
+    def expect(self, revision: int) -> None:
+        """A revision that an earlier run saw: a store that has not come so far is another one."""
+        self._revision = max(self._revision, revision)
+
     async def get(self, key: bytes) -> Listing:
         """``EtcdClient.get``."""
         known = self._revision
