@@ -34,7 +34,12 @@ attrs = st.builds(
     identity=st.text(max_size=8),
 )
 leases = st.builds(
-    Lease, ips.map(lambda ip: Prefix(ip, 24)), st.none() | st.just(Prefix(parse_ip("fd00:1::"), 64)), attrs
+    Lease,
+    ips.map(lambda ip: Prefix(ip, 24)),
+    st.none() | st.just(Prefix(parse_ip("fd00:1::"), 64)),
+    attrs,
+    revision=st.just(0),  # another run's revisions and grants mean nothing
+    ttl_id=st.just(0),
 )
 tables = st.dictionaries(st.text(max_size=12), leases, max_size=5)
 
