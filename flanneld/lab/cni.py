@@ -82,16 +82,6 @@ class Runtime:
         cache.write_text(json.dumps(_Added(conf, ports, result)))
         return result
 
-    def check(self, pod: str) -> None:
-        """CHECK: have the plugins look whether all is as they left it.
-
-        Raises:
-            Unavailable: it is not; the sentence ends with what the plugin said.
-        """
-        added = self._added(pod)
-        for plugin in added.conf["plugins"]:
-            self._run("CHECK", plugin, added.conf, pod, added.ports, added.result)
-
     def delete(self, pod: str) -> None:
         """DEL: disconnect a pod, with the configuration it was added with; one that was not added is no error.
 
@@ -113,10 +103,7 @@ class Runtime:
             self._run("DEL", plugin, added.conf, pod, added.ports, added.result)
 
     def _added(self, pod: str) -> _Added:
-        try:
-            conf, ports, result = json.loads(self._cache(pod).read_text())
-        except FileNotFoundError:
-            raise Unavailable(f"{pod} has no network: it was not added") from None
+        conf, ports, result = json.loads(self._cache(pod).read_text())
         return _Added(conf, [PortMapping(*port) for port in ports], result)
 
     def _cache(self, pod: str) -> Path:

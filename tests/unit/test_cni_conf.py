@@ -47,6 +47,7 @@ BRIDGE_FORM = b"""\
 {
   "name": "cbr0",
   "cniVersion": "0.4.0",
+  "disableCheck": true,
   "plugins": [
     {
       "type": "bridge",
