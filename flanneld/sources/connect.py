@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flanneld.contracts import Store
-from flanneld.errors import ConfigError
 from flanneld.model.options import EtcdOptions, Options
 
 if TYPE_CHECKING:
@@ -34,8 +33,28 @@ def open_store(options: Options, environ: Mapping[str, str]) -> Store:
 
 
 def kube_store(options: Options, environ: Mapping[str, str]) -> Store:
-    """Leases on the nodes of a Kubernetes cluster."""
-    raise ConfigError("--kube-subnet-mgr is not there yet")
+    """Leases on the nodes of a Kubernetes cluster; nothing is contacted yet.
+
+    Args:
+        options: the daemon's.
+        environ: where a pod finds the API server (contract 9.1) and the name of its node (contract section 1B).
+
+    Raises:
+        ConfigError: no way to an API server is known, or which node this is, or a file cannot be used.
+    """
+    from flanneld.model.node_lease import Annotations
+    from flanneld.sources.kube import KubeStore
+    from flanneld.sources.kube_access import Access
+    from flanneld.sources.kube_config import find_settings
+    from flanneld.sources.kube_http import KubeHttp
+
+    return KubeStore(
+        KubeHttp(Access(lambda: find_settings(options.kube_api_url, options.kubeconfig_file, environ))),
+        environ,
+        Annotations.of_prefix(options.kube_annotation_prefix),
+        options.net_config_path,
+        sets_condition=options.set_node_network_unavailable,
+    )
 
 
 def connect(options: EtcdOptions) -> EtcdClient:

@@ -136,7 +136,7 @@ def _read(path: str) -> bytes:
 def _read_token(path: str) -> str:
     raw = _read(path).strip()
     if not raw or not raw.isascii() or any(byte <= 32 or byte == 127 for byte in raw):
-        raise ConfigError(f"{path} does not hold a token: it is {'one line of ASCII' if raw else 'empty'}")
+        raise ConfigError(f"{path} does not hold a token, which is one line of ASCII without blanks")
     return raw.decode()
 
 
