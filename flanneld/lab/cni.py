@@ -83,15 +83,17 @@ class Runtime:
         return result
 
     def delete(self, pod: str) -> None:
-        """DEL: disconnect a pod, with the configuration it was added with; one that was not added is no error.
+        """DEL: disconnect a pod; one that was not added is no error.
 
-        CRI-O and podman remember that configuration; containerd takes the one of the day.
+        As containerd does it, with the configuration of the day. CRI-O and podman take the one it was added with,
+        which is what we do when there is no other.
 
         Raises:
             Unavailable: a plugin refused.
         """
         if self.has(pod):
-            self._delete(pod, self._added(pod))
+            added = self._added(pod)
+            self._delete(pod, added._replace(conf=self._conf()) if first_conf(self.conf_dir) else added)
             self._cache(pod).unlink()
 
     def has(self, pod: str) -> bool:

@@ -20,7 +20,7 @@ from flanneld.lab import Lab, netns
 from flanneld.lab.cni import PortMapping
 from flanneld.lab.netns import run_in
 from flanneld.lab.node import Host, Node
-from flanneld.lab.probe import ping
+from flanneld.lab.probe import egress_source, ping
 from flanneld.lab.spec import IPv6Mode
 from flanneld.model.addr import Family
 from tests.netns.test_end_to_end import assert_all_pods_connected, until
@@ -229,9 +229,9 @@ def test_flannel_form_gives_flannels_plugin_what_it_needs(make_lab: MakeLab, ipv
     assert_all_pods_connected(lab)
 
 
-def test_a_host_that_changes_the_form_does_not_give_an_address_of_a_running_pod_again(make_lab: MakeLab) -> None:
+def test_a_host_that_changes_the_form_keeps_the_addresses_of_running_pods_and_can_stop_them(make_lab: MakeLab) -> None:
     """host-local counts addresses by the network's name, which is the same in both forms."""
-    lab = make_lab(1, cni=True, daemon_flags=("--cni-conf-form=flannel",))
+    lab = make_lab(1, cni=True, config={"SubnetLen": 29}, daemon_flags=("--cni-conf-form=flannel",))
     lab.up(daemons=False)
     lab.start_daemons()
     host = lab.host(1)
@@ -246,7 +246,20 @@ def test_a_host_that_changes_the_form_does_not_give_an_address_of_a_running_pod_
     host.daemon.start("--cni-conf-form=bridge")
     host.daemon.wait_ready()
     host.cni.conf_dir = of_daemon
-    new = another_pod(host)
-    host.cni.add(new.netns)
-    assert addresses(new) != addresses(host.pod)
-    assert ping(host.pod, addresses(new)[0]).lost == 0
+    news = [another_pod(host, letter) for letter in "bcdef"]
+    for new in news[:4]:
+        host.cni.add(new.netns)
+        assert ping(host.pod, addresses(new)[0]).lost == 0
+    before = addresses(host.pod)
+    with pytest.raises(Unavailable, match="no IP addresses available"):
+        host.cni.add(news[4].netns)
+    host.cni.delete(host.pod.netns)
+    host.cni.add(news[4].netns)
+    assert addresses(news[4]) == before
+
+
+def test_without_ip_masq_the_plugin_masquerades(make_lab: MakeLab) -> None:
+    """Contract 10.13."""
+    lab = make_lab(1, cni=True, daemon_flags=("--ip-masq=false",))
+    lab.up()
+    assert egress_source(lab, 1, Family.V4) == lab.host(1).address()
