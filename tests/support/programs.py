@@ -40,11 +40,8 @@ def no_podman() -> str:
 
 
 def storage(folder: Path) -> list[str]:
-    """Options that keep everything buildah or podman stores in one folder, which the two can share.
-
-    Not overlay: its mounts inside a container's own overlay are refused by many kernels.
-    """
-    return [f"--root={folder}/store", f"--runroot={folder}/run", "--storage-driver=vfs"]
+    """Options that keep everything buildah or podman stores in one folder, which the two can share."""
+    return [f"--root={folder}/store", f"--runroot={folder}/run"]
 
 
 def no_module(name: str) -> str:
