@@ -136,7 +136,7 @@ def decode_event(line: bytes) -> Event:
         raise ValueError(_TOO_DEEP) from error
 
 
-def decode_page(raw: bytes) -> Page:
+def decode_page(raw: bytes | bytearray) -> Page:
     """Decode part of a list; ``null`` for no items is fine.
 
     Raises:

@@ -177,13 +177,18 @@ class KubeStore:
     async def _read_all(self, feed: NodeFeed) -> tuple[dict[str, Lease], str]:
         leases: dict[str, Lease] = {}
         revision, own_seen = "", False
-        async with contextlib.aclosing(feed.pages()) as pages:
+        async with contextlib.aclosing(feed.nodes()) as pages:
             async for page in pages:
                 revision = page.revision
+                for name in page.gone:
+                    leases.pop(name, None)
                 for node in page.nodes:
+                    name = node.metadata.name
                     if lease := self._lease(node):
-                        leases[node.metadata.name] = lease
-                    if node.metadata.name == self._node.known_name:
+                        leases[name] = lease
+                    else:
+                        leases.pop(name, None)
+                    if name == self._node.known_name:
                         own_seen = True
                         self._keeper.seen(node)
         if not own_seen:

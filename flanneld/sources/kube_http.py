@@ -66,6 +66,8 @@ class KubeHttp:
 
     def __init__(self, access: Access, *, request_s: float = REQUEST_S, connect_s: float = CONNECT_S) -> None:
         self.access = access
+        self.streams_lists = True
+        """Whether the server can stream lists, as far as we know."""
         self._request_s = request_s
         self._connect_s = connect_s
         self._idle: list[tuple[Wire, float]] = []

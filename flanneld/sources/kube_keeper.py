@@ -144,7 +144,7 @@ class KubeKeeper:
         """Wait until our node has a pod CIDR of each family that is wanted, saying once what is awaited."""
         while True:
             revision, nodes = "", 0
-            async with contextlib.aclosing(feed.pages()) as pages:
+            async with contextlib.aclosing(feed.nodes()) as pages:
                 async for page in pages:
                     revision, nodes = page.revision, nodes + len(page.nodes)
                     for node in page.nodes:

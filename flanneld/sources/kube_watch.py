@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -32,6 +32,8 @@ _LINE_BYTES = 8 << 20
 BREATH = 64
 """Nodes decoded between two turns of the event loop: about four milliseconds at 25 KiB each."""
 
+_END_OF_LIST = "k8s.io/initial-events-end"
+"""Annotation of the bookmark after the last object of a streamed list. Source: Kubernetes KEP 3157."""
 _SHORT_S = 1.0
 """A watch that ends sooner and without news is a failure: it must not be repeated at once."""
 
@@ -60,9 +62,9 @@ class Page(NamedTuple):
 
     nodes: list[Node]
     revision: str
-    """Of the whole list: a watch goes on from it."""
-    next_page: str = ""
-    """Token for the next part; empty after the last one."""
+    """That of the last part is the whole list's: a watch goes on from it."""
+    gone: frozenset[str] = frozenset()
+    """Nodes of earlier parts that were deleted while the list was told."""
 
 
 class Batch(NamedTuple):
@@ -72,6 +74,8 @@ class Batch(NamedTuple):
     """``ADDED``, ``MODIFIED`` and ``DELETED``, in order; may be none."""
     revision: str
     """A new watch goes on from it."""
+    completes_list: bool
+    """Whether all that was there at the beginning has been told now; of streamed lists only."""
 
 
 def node_path(name: str) -> str:
@@ -94,12 +98,48 @@ class NodeFeed:
         self._pace = pace
         self._garbage_noted = False
 
-    async def pages(self) -> AsyncGenerator[Page, None]:
-        """One consistent list; what a page held can be gone before the next one comes.
+    async def nodes(self) -> AsyncGenerator[Page, None]:
+        """All nodes of one moment, part by part; what a part held can be gone before the next one comes.
 
         Raises:
             Unavailable: no list now; begin again. Also when it took so long that its snapshot is gone (HTTP 410).
         """
+        if not self._selector and self._http.streams_lists:
+            try:
+                async with contextlib.aclosing(self._streamed()) as pages:
+                    async for page in pages:
+                        yield page
+                    return
+            except Refused as error:
+                if error.status not in (400, 422):
+                    raise
+                log.debug("the API server cannot stream lists, asking for pages reason=%s", error)
+                self._http.streams_lists = False
+        async with contextlib.aclosing(self._paged()) as pages:
+            async for page in pages:
+                yield page
+
+    async def _streamed(self) -> AsyncGenerator[Page, None]:
+        """A list in the form of a watch, which the server makes from its cache, object by object.
+
+        Pages are read from etcd by most releases: a whole cluster of daemons that start together would ask it for
+        each node once a daemon. Beta since Kubernetes 1.32; older servers refuse.
+        """
+        query = {
+            "watch": "1",
+            "sendInitialEvents": "true",
+            "resourceVersionMatch": "NotOlderThan",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(self._pace.watch_s[0]),
+        }
+        async with contextlib.aclosing(self._events(query, "")) as batches:
+            async for batch in batches:
+                yield _as_page(batch)
+                if batch.completes_list:
+                    return
+        raise Broken(f"{self._http.access.server} ended a list before it was complete")
+
+    async def _paged(self) -> AsyncGenerator[Page, None]:
         token, limit = "", self._pace.page_nodes
         while True:
             query = {"limit": str(limit), **self._selector, **({"continue": token} if token else {})}
@@ -110,11 +150,10 @@ class NodeFeed:
                     raise
                 limit = max(limit // 2, 1)
                 continue
-            page = await self._decoded(bytes(raw))
+            page, token = await self._decoded(raw)
             yield page
-            if not page.next_page:
+            if not token:
                 return
-            token = page.next_page
             del raw, page  # megabytes, while the next one is on its way
 
     async def watch(self, revision: str) -> AsyncGenerator[Batch, None]:
@@ -161,7 +200,8 @@ class NodeFeed:
                 await asyncio.sleep(pause(error, delays))
         return await self._http.call("GET", target, limit=_PAGE_BYTES)
 
-    async def _decoded(self, raw: bytes) -> Page:
+    async def _decoded(self, raw: bytearray) -> tuple[Page, str]:
+        """One page, and the token for the next one; empty after the last."""
         try:
             page = decode_page(raw)
         except ValueError as error:
@@ -174,7 +214,7 @@ class NodeFeed:
                 self._note_garbage(error)
             if count % BREATH == 0:
                 await asyncio.sleep(0)
-        return Page(nodes, page.metadata.resource_version, page.metadata.next_page)
+        return Page(nodes, page.metadata.resource_version), page.metadata.next_page
 
     async def _connected(self, revision: str) -> AsyncGenerator[Batch, None]:
         """One watch, up to its end."""
@@ -186,21 +226,28 @@ class NodeFeed:
             **self._selector,
         }
         try:
-            async with (
-                self._http.stream(f"{NODES}?{urlencode(query)}") as pieces,
-                contextlib.aclosing(_in_lines(pieces, self._pace.silence_s)) as heard,
-            ):
-                async for lines in heard:
-                    batch = await self._batch(lines, revision)
-                    revision = batch.revision
+            async with contextlib.aclosing(self._events(query, revision)) as batches:
+                async for batch in batches:
                     yield batch
         except Refused as error:
             if error.status in (400, 410, 422):  # 400 and 422: a revision that this server cannot even read
                 raise Expired(str(error)) from error
             raise
 
+    async def _events(self, query: Mapping[str, str], revision: str) -> AsyncGenerator[Batch, None]:
+        """What one stream tells, as it comes."""
+        async with (
+            self._http.stream(f"{NODES}?{urlencode(query)}") as pieces,
+            contextlib.aclosing(_in_lines(pieces, self._pace.silence_s)) as heard,
+        ):
+            async for lines in heard:
+                batch = await self._batch(lines, revision)
+                revision = batch.revision
+                yield batch
+
     async def _batch(self, lines: list[bytes], revision: str) -> Batch:
         events: list[Event] = []
+        completes_list = False
         for count, line in enumerate(lines, 1):
             try:
                 event = decode_event(line)
@@ -210,11 +257,13 @@ class NodeFeed:
             if event.type == "ERROR":
                 raise self._told(event.object)
             revision = event.object.metadata.resource_version or revision
-            if event.type != "BOOKMARK":  # which looks like a node without a name
+            if event.type == "BOOKMARK":  # it looks like a node without a name
+                completes_list |= _END_OF_LIST in event.object.annotations
+            else:
                 events.append(event)
             if count % BREATH == 0:
                 await asyncio.sleep(0)
-        return Batch(events, revision)
+        return Batch(events, revision, completes_list)
 
     def _told(self, status: Node) -> Unavailable:
         """The error that a server tells inside a watch that began with 200."""
@@ -229,7 +278,7 @@ class NodeFeed:
         A watch from the future is no error but silence, without bookmarks. Revisions grow within one store.
         """
         try:
-            page = await self._decoded(bytes(await self._http.call("GET", f"{NODES}?limit=1")))
+            page, _ = await self._decoded(await self._http.call("GET", f"{NODES}?limit=1"))
         except Unavailable:  # then nobody knows; the next watch fails likewise, or works
             return False
         return revision_of(page.revision) < revision_of(revision)
@@ -243,6 +292,21 @@ class NodeFeed:
 def revision_of(text: str) -> int:
     """A resource version as a number; 0 for one that is none, which no server is known to use."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+
+
+def _as_page(batch: Batch) -> Page:
+    """Part of a streamed list, in which changes may stand between the objects and its end."""
+    nodes: dict[str, Node] = {}
+    gone: set[str] = set()
+    for event in batch.events:
+        name = event.object.metadata.name
+        if event.type == "DELETED":
+            nodes.pop(name, None)
+            gone.add(name)
+        else:
+            nodes[name] = event.object
+            gone.discard(name)
+    return Page(list(nodes.values()), batch.revision, frozenset(gone))
 
 
 async def _in_lines(pieces: AsyncIterator[bytes], silence_s: float) -> AsyncGenerator[list[bytes], None]:
