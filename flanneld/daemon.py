@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flanneld import __version__
 from flanneld.contracts import Store, TrafficManager, TrafficRules
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.pager import Pager
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.underlay import UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, LeaseMoved, Unavailable
+from flanneld.kernel.culprit import who
 from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.memory import give_back
 from flanneld.kernel.rtnl import Rtnl
@@ -30,13 +34,17 @@ from flanneld.model.lease import LeaseTable
 from flanneld.model.netconf import NetConf
 from flanneld.model.options import Options
 from flanneld.model.subnet_env import SubnetEnv
+from flanneld.plan.drift import Repair
 from flanneld.problems import Problems
-from flanneld.reconcile import LEASES, Reconciler
+from flanneld.reconcile import LEASES, Reconciler, Tell
+from flanneld.report.audit import Audit
 from flanneld.report.cni_file import CniFile
+from flanneld.report.control import Control, socket_path
 from flanneld.report.health import Health
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.report.systemd import Notifier
 from flanneld.retry import backoff
+from flanneld.sources.grants import boottime
 from flanneld.startup import Standing, host_net, read_conf, refuse_restart_keys, surroundings
 from flanneld.wake import Wake
 
@@ -71,8 +79,10 @@ class Daemon:
         self._publish = asyncio.Event()
         self._table = LeaseTable()
         self._wake = Wake()
+        self._audit = Audit()
+        self._since = time.time()
         self._problems = Problems(self._tell_state)
-        slot = self._problems.slot
+        slot, remark = self._problems.slot, self._problems.remark
         self._leases_problem = slot("leases", "the list of leases has not come yet")
         self._lease_problem = slot("lease")
         self._file_problem = slot("file", "subnet.env is not written yet")
@@ -83,11 +93,13 @@ class Daemon:
             self._path,
             self._table,
             self._wake,
-            slot("kernel", "the data path is not set up yet"),
+            Tell(slot("kernel", "the data path is not set up yet"), remark("kernel"), self._repaired),
             give_back,
         )
         managers = _managers(standing.conf)
-        self._rules = RuleKeeper(*managers, self._wanted_rules, slot("rules", "no firewall rules yet"))
+        self._rules = RuleKeeper(
+            *managers, self._wanted_rules, slot("rules", "no firewall rules yet"), remark("rules"), self._rules_repaired
+        )
         self._underlay = UnderlayWatch(
             lambda: host_net(options), standing, self._path, self._underlay_changed, slot("underlay")
         )
@@ -102,9 +114,10 @@ class Daemon:
         yield self._store.follow_config(self._conf_changed)
         yield self._reconciler.run()
         yield self._rules.run(self._options.iptables_resync_s)
-        yield self._file.hold(self._env_now, lambda text: log.info("%s", text))
+        yield Control(socket_path(self._options.subnet_file), self._status, self._audit).serve()
+        yield self._file.hold(self._env_now, self._file_repaired)
         if self._cni is not None:
-            yield self._cni.hold(partial(self._cni_conf_now, self._cni), lambda text: log.info("%s", text))
+            yield self._cni.hold(partial(self._cni_conf_now, self._cni), self._file_repaired)
         yield self._underlay.run(self._wake)
         yield self._publish_changes()
         yield self._announce()
@@ -118,7 +131,9 @@ class Daemon:
         pager = Pager(fast, self._path, self._table, self._wake, catch_up, self._reconciler.take_leases)
         MissListener(pager.answer, lambda: self._wake("misses overrun")).start()
         HintListener(
-            HintFilter(self._path, self._reconciler.damaged, self._wake, self._underlay.wake),
+            HintFilter(
+                self._path, self._reconciler.damaged, self._wake, self._underlay.wake, self._reconciler.blame, who
+            ),
             lambda: self._wake("hints overrun"),
             frozenset({self._kernel.port_id, fast.port_id}),
         ).start()
@@ -213,6 +228,41 @@ class Daemon:
 
     # ---- reports ----------------------------------------------------------------------------------
 
+    def _repaired(self, repair: Repair, after_s: float, by: str) -> None:
+        self._audit.note(repair.kind, repair.text, repair.what, repair.was, after_s, by)
+
+    def _rules_repaired(self, kind: str, text: str, after_s: float) -> None:
+        self._audit.note(kind, text, after_s=after_s)
+
+    def _file_repaired(self, text: str) -> None:
+        log.info("%s", text)
+        self._audit.note("file", text)
+
+    def _status(self) -> dict[str, object]:
+        """What ``flannelctl status`` shows; names stay, more may come."""
+        standing, own, runner = self._standing, self._store.own, self._path.runner
+        ext = standing.ext
+        problems = self._problems.now()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "since": self._since,
+            "network": self._options.network_id,
+            "identity": standing.identity,
+            "state": "not ready" if problems else "degraded" if self._problems.remarks() else "ready",
+            "problems": problems,
+            "remarks": self._problems.remarks(),
+            "backend": standing.conf.backend_type,
+            "data_path": runner.status() if runner else "kernel tables",
+            "subnets": [str(subnet) for subnet in standing.subnets.values()],
+            "public": own.lease.attrs.where() if own else None,
+            "lease_ends_in_s": own.expires - boottime() if own and own.expires is not None else None,
+            "interface": {"name": ext.name, "mtu": ext.mtu},
+            "container_mtu": standing.backend.mtu(ext),
+            "leases": len(self._table),
+            "repairs": dict(self._audit.counts),
+        }
+
     def _write_env(self) -> None:
         standing = self._standing
         v4, v6 = standing.conf.v4, standing.conf.v6
@@ -248,13 +298,14 @@ class Daemon:
         ]
 
     def _tell_state(self, problems: Sequence[str]) -> None:
-        self._health.set_ready(problems)
+        self._health.set_ready(problems, self._problems.remarks())
         if problems:
             self._notifier.status("; ".join(problems))
             return
         summary = f"ready subnet={'+'.join(map(str, self._standing.subnets.values()))} leases={len(self._table)}"
         if self._path.runner is not None:
             summary += f", {self._path.runner.status()}"
+        summary = "; ".join((summary, *self._problems.remarks()))
         self._notifier.ready(summary)
         if not self._up.is_set():
             log.info("%s", summary)

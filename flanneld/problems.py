@@ -1,4 +1,5 @@
-"""What keeps this host from being ready, by part; shown on ``/readyz`` and in systemd's status line."""
+"""What keeps this host from being ready, and what it works in spite of, by part; shown by ``/readyz``, by systemd's
+status line and by ``flannelctl status``."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ class Problems:
     def __init__(self, changed: Callable[[Sequence[str]], None]) -> None:
         self._changed = changed
         self._slots: dict[str, str | None] = {}
+        self._remarks: dict[str, str | None] = {}
 
     def slot(self, part: str, at_first: str | None = None) -> Problem:
         """Reserve a slot.
@@ -22,15 +24,26 @@ class Problems:
             part: its name; two parts of one name share the slot.
             at_first: what stands there until the part says otherwise.
         """
-        self._slots[part] = at_first
+        return self._sayer(self._slots, part, at_first)
+
+    def remark(self, part: str) -> Problem:
+        """Reserve a slot for what does not keep this host from being ready."""
+        return self._sayer(self._remarks, part, None)
+
+    def _sayer(self, slots: dict[str, str | None], part: str, at_first: str | None) -> Problem:
+        slots[part] = at_first
 
         def say(problem: str | None) -> None:
-            if self._slots[part] != problem:
-                self._slots[part] = problem
+            if slots[part] != problem:
+                slots[part] = problem
                 self._changed(self.now())
 
         self._changed(self.now())
         return say
+
+    def remarks(self) -> list[str]:
+        """What works but is not as it should be."""
+        return [remark for remark in self._remarks.values() if remark]
 
     def now(self) -> list[str]:
         """All present problems."""

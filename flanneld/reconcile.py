@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 from flanneld.contracts import DataPath, Failure, Kernel
 from flanneld.errors import KernelError
@@ -18,7 +19,8 @@ from flanneld.model.lease import Lease, LeaseTable
 from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl, subject
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
-from flanneld.plan.drift import Entry, audit_lines
+from flanneld.plan.drift import Entry, Repair, device_of, repairs
+from flanneld.plan.fights import GAP_S, Fights
 from flanneld.retry import backoff
 from flanneld.wake import Reasons, Wake
 
@@ -42,10 +44,24 @@ AUDIT_LINES = 20
 LARGE = 1000
 """Operations in one cycle after which there is memory to give back."""
 
+FIGHT_CHECK_S = 0.1
+"""Shortest time between two looks because of a fight."""
+
 LEASES = "leases"
 DAMAGE = "damage"
 SHORT = frozenset({LEASES, DAMAGE})
 """Reasons for which a short cycle is enough."""
+
+
+class Tell(NamedTuple):
+    """Where the loop's findings go."""
+
+    report: Callable[[str | None], None]
+    """What is wrong, or None."""
+    remark: Callable[[str | None], None] = lambda _: None
+    """What works but is not as it should be, or None."""
+    repaired: Callable[[Repair, float, str], None] = lambda _repair, _after_s, _by: None
+    """Each repair, how many seconds after it was noticed, and who did the damage if that is known."""
 
 
 class Reconciler:
@@ -57,11 +73,17 @@ class Reconciler:
         path: DataPath,
         table: LeaseTable,
         wake: Wake,
-        report: Callable[[str | None], None],
+        tell: Tell,
         after_large: Callable[[], None] = lambda: None,
     ) -> None:
         self._kernel, self._path, self._table, self._wake = kernel, path, table, wake
-        self._report, self._after_large = report, after_large
+        self._report, self._remark, self._repaired = tell
+        self._after_large = after_large
+        self._fights = Fights()
+        self._fought: dict[Hashable, str] = {}
+        """Fights under way, as sentences."""
+        self._culprits: dict[tuple[object, ...], str] = {}
+        """By subject, who changed it as far as the kernel told, since the last cycle."""
         self._settled: set[KernelObject] = set()
         """Devices, settings and addresses that were right after the last cycle: put again, they are repairs."""
         self._fresh: set[KernelObject] = set()
@@ -89,6 +111,8 @@ class Reconciler:
             else:
                 retries = backoff(RETRY_S, SLOW_CHECK_S)
                 pause_s = CALM_S if reasons.names and SHORT.issuperset(reasons.names) else self._slow_s()
+            if (due_s := self._fights.due_s(time.monotonic())) is not None:
+                pause_s = min(pause_s, max(due_s, FIGHT_CHECK_S))
 
     def _slow_s(self) -> float:
         return max(SLOW_CHECK_S, self._full_cost_s / SLOW_SHARE)
@@ -97,6 +121,11 @@ class Reconciler:
         """An entry that we want was announced as gone (or as changed to ``instead``): put it back in a short cycle."""
         self._damaged[want] = instead
         self._wake(DAMAGE)
+
+    def blame(self, obj: KernelObject, who: str) -> None:
+        """Who made the change of an object that was just announced."""
+        if len(self._culprits) < AUDIT_LINES:
+            self._culprits[subject(obj)] = who
 
     def take_leases(self) -> None:
         """Bring ``desired`` up to date with changed leases now, and write the difference soon."""
@@ -163,6 +192,7 @@ class Reconciler:
             answer_is_right=path.answer_is_right,
             recreate=self._recreate,
         )
+        ops = self._hold_back(ops)
         failures = await self._kernel.apply(ops)
         if table.usable:
             # What came while nobody listened (at start, after an overrun) is still being asked for.
@@ -195,22 +225,53 @@ class Reconciler:
         self._fresh.update(changed)
         ops = plan_changes(changed, path.desired)
         damaged, self._damaged = self._damaged, {}
-        repairs = plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)
-        ops += (op._replace(was=damaged[op.obj]) for op in repairs)
+        restored = plan_changes(_in_order(obj for obj in damaged if obj in path.desired), path.desired)
+        ops += (op._replace(was=damaged[op.obj]) for op in restored)
+        ops = self._hold_back(ops)
         failures = await self._kernel.apply(ops)
         if path.runner is not None:
             path.runner.apply()
         return ops, failures
 
+    def _hold_back(self, ops: list[Op]) -> list[Op]:
+        """Leave out what would only go on with a fight; a device that is fought about takes its entries along."""
+        if not self._was_right or not ops:
+            return ops
+        now = time.monotonic()
+        held = {id(op): op for op in ops if self._is_repair(op) and not self._fights.may_repair(subject(op.obj), now)}
+        for op in ops:
+            about = subject(op.obj)
+            if self._fights.is_fight(about) and about not in self._fought:
+                self._fought[about] = _fight(op, self._culprits.get(about, ""))
+                log.warning("%s", self._fought[about])
+                self._remark("; ".join(self._fought.values()))
+        if not held:
+            return ops
+        devices = {op.obj.name for op in held.values() if isinstance(op.obj, Link) and op.verb is Verb.CREATE}
+        return [op for op in ops if id(op) not in held and device_of(op.obj) not in devices]
+
+    def _end_fights(self) -> None:
+        over = [about for about in self._fights.settle(time.monotonic()) if about in self._fought]
+        for about in over:
+            log.info("no longer: %s", self._fought.pop(about))
+        if over:
+            self._remark("; ".join(self._fought.values()) or None)
+
     # ---- telling ------------------------------------------------------------------------------
 
     def _tell(self, reasons: Reasons, ops: list[Op], failures: Sequence[Failure], began: float) -> None:
         failed = {f.op for f in failures}
-        lines = list(audit_lines([op for op in ops if self._is_repair(op) and op not in failed])) if ops else []
-        for line in lines[:AUDIT_LINES]:
-            log.info("%s, after %.0f ms", line, (time.monotonic() - reasons.since) * 1000)
-        if len(lines) > AUDIT_LINES:
-            log.info("and %d more repairs", len(lines) - AUDIT_LINES)
+        made = list(repairs([op for op in ops if self._is_repair(op) and op not in failed])) if ops else []
+        after_s = time.monotonic() - reasons.since
+        for number, repair in enumerate(made):
+            by = self._culprits.get(repair.about, "")
+            self._repaired(repair, after_s, by)
+            if number < AUDIT_LINES:
+                log.info("%s, after %.0f ms%s", repair.text, after_s * 1000, f", by {by}" if by else "")
+        if len(made) > AUDIT_LINES:
+            log.info("and %d more repairs", len(made) - AUDIT_LINES)
+        self._culprits.clear()
+        self._end_fights()
         self._tell_failures(failures)
         if ops:
             deletions = [op.verb for op in ops].count(Verb.DELETE)
@@ -259,6 +320,15 @@ class Reconciler:
             if self._notes.get(key) != note:
                 log.warning("%s", note)
         self._notes = notes
+
+
+def _fight(op: Op, by: str) -> str:
+    what = str(op.obj) if op.verb is Verb.DELETE or not isinstance(op.obj, Link) else f"link {op.obj.name}"
+    who = f"{by} changes" if by else "another program changes"
+    return (
+        f"{who} {what} again and again, so it is put right only every {GAP_S[0]:.0f} to {GAP_S[1]:.0f} s: stop that "
+        "program, or have it leave our devices alone"
+    )
 
 
 def _in_order(objects: Iterable[KernelObject]) -> list[KernelObject]:

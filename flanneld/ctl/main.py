@@ -17,14 +17,29 @@ from flanneld.errors import FlannelError, UsageError
 USAGE = """\
 usage: flannelctl COMMAND ...
 
+  status                    what the daemon of this host is doing, and what is wrong
+  audit                     what others changed on this host, and when it was undone
   leases list|show|watch    which host holds which subnet
   health                    ask the daemon whether it runs, or with --ready whether the network works
   install-conf SRC DEST     put a configuration file in place in one step
   docker-opts               Docker's flags for this host's subnet, as mk-docker-opts.sh writes them
+  cleanup                   take the network off this host, or leave it to Go flanneld
   lab up|status|exec|down   a real cluster in network namespaces of this machine
   lab demo                  build one, show that it works, take it down
 
 flannelctl COMMAND --help tells more; --version prints the version."""
+
+
+def _status(words: Sequence[str]) -> int:
+    from flanneld.ctl import daemon_view
+
+    return daemon_view.status(words)
+
+
+def _audit(words: Sequence[str]) -> int:
+    from flanneld.ctl import daemon_view
+
+    return daemon_view.audit(words)
 
 
 def _leases(words: Sequence[str]) -> int:
@@ -51,6 +66,12 @@ def _docker_opts(words: Sequence[str]) -> int:
     return docker_opts.main(words)
 
 
+def _cleanup(words: Sequence[str]) -> int:
+    from flanneld.ctl import cleanup
+
+    return cleanup.main(words)
+
+
 def _lab(words: Sequence[str]) -> int:
     from flanneld.ctl import lab
 
@@ -58,10 +79,13 @@ def _lab(words: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "status": _status,
+    "audit": _audit,
     "leases": _leases,
     "health": _health,
     "install-conf": _install_conf,
     "docker-opts": _docker_opts,
+    "cleanup": _cleanup,
     "lab": _lab,
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flanneld.contracts import DataPath
 from flanneld.kernel.listen import Hint
-from flanneld.model.objects import Address, Link, Neighbour
+from flanneld.model.objects import Address, KernelObject, Link, Neighbour
 from flanneld.plan.drift import Entry, judge
 from flanneld.wake import Wake
 
@@ -17,8 +17,17 @@ Damaged = Callable[[Entry, Entry | None], None]
 class HintFilter:
     """Turns kernel notifications into work, dropping those that agree with what we want."""
 
-    def __init__(self, path: DataPath, damaged: Damaged, wake: Wake, underlay: Wake) -> None:
+    def __init__(
+        self,
+        path: DataPath,
+        damaged: Damaged,
+        wake: Wake,
+        underlay: Wake,
+        blame: Callable[[KernelObject, str], None] = lambda _obj, _who: None,
+        who: Callable[[int], str] = lambda _port: "",
+    ) -> None:
         self._path, self._damaged, self._wake, self._underlay = path, damaged, wake, underlay
+        self._blame, self._who = blame, who
 
     def __call__(self, hint: Hint) -> None:
         """Judge one notification."""
@@ -33,6 +42,8 @@ class HintFilter:
             (self._underlay if found.startswith("underlay") else self._wake)(found)
         elif found is not None:
             self._damaged(found, _instead(hint))
+        if found is not None and hint.port and (who := self._who(hint.port)):
+            self._blame(found if not isinstance(found, str) else hint.obj, who)
 
 
 def _instead(hint: Hint) -> Entry | None:

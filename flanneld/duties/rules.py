@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from flanneld.contracts import TrafficManager, TrafficRules
 from flanneld.errors import ConfigError, KernelError
+from flanneld.plan.fights import GAP_S, Fights
 from flanneld.problems import Problem
-from flanneld.wake import Wake
+from flanneld.wake import Reasons, Wake
 
 log = logging.getLogger("flanneld")
 
 RETRY_S = 2.0
 """After rules could not be put in place."""
+
+RULES = "rules"
+WANTED = frozenset({"configuration", "other tool"})
+"""Reasons for which rules change because we want others."""
 
 
 class RuleKeeper:
@@ -25,10 +31,15 @@ class RuleKeeper:
         other: TrafficManager,
         wanted: Callable[[], Sequence[TrafficRules]],
         problem: Problem,
+        remark: Problem = lambda _: None,
+        repaired: Callable[[str, str, float], None] = lambda _kind, _text, _after_s: None,
     ) -> None:
         self._rules, self._other = rules, other
         self._wanted = wanted
-        self._problem = problem
+        self._problem, self._remark, self._repaired = problem, remark, repaired
+        self._fights = Fights()
+        self._were_right = False
+        """Whether the rules that are wanted now have been in place, so that a change is a repair."""
         self._failing = ""
         self.wake = Wake()
 
@@ -47,7 +58,10 @@ class RuleKeeper:
         try:
             while True:
                 reasons = await self.wake.wait(timeout_s)
-                well = await self._ensure(" ".join(reasons.names) or "check")
+                if (held_s := self._held_back_s(reasons)) > 0:
+                    timeout_s = held_s
+                    continue
+                well = await self._ensure(reasons)
                 if well and cleaned is not self._other:
                     cleaned = self._other
                     await self._clean(cleaned)
@@ -55,7 +69,17 @@ class RuleKeeper:
         finally:
             self._rules.close()
 
-    async def _ensure(self, why: str) -> bool:
+    def _held_back_s(self, reasons: Reasons) -> float:
+        """Seconds to leave the rules alone, because another program undoes each repair; 0 = none."""
+        now = time.monotonic()
+        if self._fights.settle(now):
+            self._remark(None)
+            log.info("firewall rules are left alone again")
+        if not self._fights.is_fight(RULES) or not WANTED.isdisjoint(reasons.names):
+            return 0.0
+        return self._fights.due_s(now) or 0.0
+
+    async def _ensure(self, reasons: Reasons) -> bool:
         try:
             changes = await self._rules.ensure(self._wanted())
         except (KernelError, ConfigError) as exc:
@@ -65,12 +89,29 @@ class RuleKeeper:
             self._problem(f"firewall rules: {exc}")
             return False
         for change in changes:
-            log.info("%s, reason=%s", change, why)
+            log.info("%s, reason=%s", change, " ".join(reasons.names) or "check")
+        if changes and self._were_right and WANTED.isdisjoint(reasons.names):
+            self._note_repair(changes, time.monotonic() - reasons.since)
         if self._failing:
             log.info("firewall rules are in place again")
         self._failing = ""
+        self._were_right = True
         self._problem(None)
         return True
+
+    def _note_repair(self, changes: Sequence[str], after_s: float) -> None:
+        """What was put back had been changed by somebody else."""
+        for change in changes:
+            self._repaired("rules", change, after_s)
+        before = self._fights.is_fight(RULES)
+        self._fights.may_repair(RULES, time.monotonic())
+        if self._fights.is_fight(RULES) and not before:
+            sentence = (
+                f"another program changes our {self._rules.name} rules again and again, so they are put right every "
+                f"{GAP_S[0]:.0f} to {GAP_S[1]:.0f} s: have it leave rules and chains alone that it has not made"
+            )
+            log.warning("%s", sentence)
+            self._remark(sentence)
 
     async def _clean(self, other: TrafficManager) -> None:
         """Remove what the other tool left (contract 8.20); its absence or failure harms nothing."""

@@ -51,6 +51,8 @@ class Hint(NamedTuple):
 
     new: bool
     obj: Link | Address | Route | Neighbour | Fdb
+    port: int = 0
+    """Netlink port of who asked for it; 0 = the kernel itself, or it does not say."""
 
 
 class _Listener:
@@ -147,7 +149,7 @@ class HintListener(_Listener):
             for kind, _flags, _seq, pid, body in nl.messages(datagram):
                 hint = self._decode(kind, body)
                 if hint is not None and pid not in self._own_ports:
-                    self._hint(hint)
+                    self._hint(hint._replace(port=pid))
 
     def _decode(self, kind: int, body: memoryview) -> Hint | None:
         obj: Link | Address | Route | Neighbour | Fdb | None = None

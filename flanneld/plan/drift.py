@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from flanneld.model.addr import format_mac
-from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
+from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl, subject
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb
 from flanneld.plan.ownership import Ownership
@@ -73,8 +74,26 @@ def _judge_link(obj: Link, *, new: bool, desired: State, own: Ownership) -> str 
     return f"link {obj.name}" if new and own.owns(obj) else None
 
 
-def audit_lines(ops: Sequence[Op]) -> Iterator[str]:
-    """Repairs in words: what, what it was, what it is now (design N1); one line for each object.
+class Repair(NamedTuple):
+    """One repair, for people and for counting."""
+
+    about: tuple[object, ...]
+    """``objects.subject``; the first element is the kind."""
+    what: str
+    """The object as it should be, or the one that should not be."""
+    was: str
+    """What stood there; empty = nothing."""
+    text: str
+    """All of it in words."""
+
+    @property
+    def kind(self) -> str:
+        """``link``, ``route``, …"""
+        return str(self.about[0])
+
+
+def repairs(ops: Sequence[Op]) -> Iterator[Repair]:
+    """Repairs in words: what, what it was, what it is now (design N1); one for each object.
 
     A device that had to be made anew takes all that hangs on it along in its one line.
     """
@@ -82,19 +101,22 @@ def audit_lines(ops: Sequence[Op]) -> Iterator[str]:
     anew = dict.fromkeys(made, 0)
     lines = []
     for op in ops:
-        name = _device_of(op.obj)
+        name = device_of(op.obj)
         if name not in anew:
-            lines.append(_audit_line(op))
+            was = op.obj if op.verb is Verb.DELETE else op.was
+            lines.append(Repair(subject(op.obj), str(op.obj), str(was) if was else "", _audit_line(op)))
         elif not isinstance(op.obj, Link):
             anew[name] += 1
     for name, count in anew.items():
-        was = made[name]
-        state = f"another one was there ({_brief(was)})" if was else "it was gone"
-        yield f"restored link {name}: {state}, with its {count} settings, addresses and entries"
+        found = made[name]
+        state = f"another one was there ({_brief(found)})" if found else "it was gone"
+        text = f"restored link {name}: {state}, with its {count} settings, addresses and entries"
+        yield Repair(("link", name), f"link {name}", str(found) if found else "", text)
     yield from lines
 
 
-def _device_of(obj: KernelObject) -> str:
+def device_of(obj: KernelObject) -> str:
+    """The device that an object is, or hangs on."""
     match obj:
         case Link():
             return obj.name

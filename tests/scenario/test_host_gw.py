@@ -17,7 +17,7 @@ from flanneld.model.lease_codec import encode_attrs, render_key
 from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.objects import PROTO_OURS, Route
 from flanneld.plan.diff import Op, Verb
-from flanneld.reconcile import LEASES, Reconciler
+from flanneld.reconcile import LEASES, Reconciler, Tell
 from flanneld.wake import Wake
 from tests.scenario.conftest import Stage
 from tests.scenario.world import OWN, OWN_IP, peer
@@ -39,7 +39,7 @@ class Host:
         self.table = LeaseTable()
         self.wake = Wake()
         self.problem: str | None = None
-        self.reconciler = Reconciler(kernel, self.path, self.table, self.wake, self.take)
+        self.reconciler = Reconciler(kernel, self.path, self.table, self.wake, Tell(self.take))
 
     def take(self, problem: str | None) -> None:
         self.problem = problem

@@ -14,7 +14,7 @@ from flanneld.model.lease_codec import render_key
 from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.objects import Link
 from flanneld.model.state import State
-from flanneld.reconcile import LEASES, Reconciler
+from flanneld.reconcile import LEASES, Reconciler, Tell
 from flanneld.wake import Wake
 
 NETWORK = Prefix.parse("10.244.0.0/16")
@@ -52,7 +52,7 @@ class Host:
         self.table = LeaseTable()
         self.problem: str | None = None
         self.wake = Wake()
-        self.reconciler = Reconciler(kernel, self.path, self.table, self.wake, self._take_problem)
+        self.reconciler = Reconciler(kernel, self.path, self.table, self.wake, Tell(self._take_problem))
 
     def _take_problem(self, problem: str | None) -> None:
         self.problem = problem

@@ -20,7 +20,7 @@ from flanneld.model.objects import (
 )
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan
-from flanneld.plan.drift import Entry, audit_lines, judge
+from flanneld.plan.drift import Entry, judge, repairs
 from flanneld.plan.ownership import Ownership
 
 DEVICE = "flannel.1"
@@ -147,7 +147,7 @@ def test_other_peoples_routes_matter_where_they_decide_something() -> None:
 
 
 def lines(desired: State, observed: State) -> list[str]:
-    return list(audit_lines(plan(desired, observed, OWN)))
+    return [repair.text for repair in repairs(plan(desired, observed, OWN))]
 
 
 def test_each_repair_says_what_it_was_and_what_it_is() -> None:
@@ -201,4 +201,4 @@ def test_a_device_of_another_kind_is_told_as_what_it_was() -> None:
 
 def test_nothing_to_repair_is_nothing_to_tell() -> None:
     assert lines(DESIRED, DESIRED) == []
-    assert list(audit_lines([Op(Verb.DELETE, FDB)])) == [f"removed {FDB}: no lease asks for it"]
+    assert [repair.text for repair in repairs([Op(Verb.DELETE, FDB)])] == [f"removed {FDB}: no lease asks for it"]
