@@ -33,6 +33,7 @@ _OURS = {
 }
 
 Variant: TypeAlias = Literal["nf_tables", "legacy"]
+_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _INFIX: dict[Variant, str] = {"nf_tables": "nft", "legacy": "legacy"}
 Stamp: TypeAlias = int | tuple[bytes, ...]
 
@@ -240,10 +241,35 @@ async def _host_choice(family: Family) -> Tool | None:
     """The variant behind the plain command name, which Debian's alternatives or an image's author decided."""
     stem = _STEM[family]
     if find(stem) is None:
-        return None
+        return await _choice_by_rules(family)
     # "iptables v1.8.9 (nf_tables)"; before 1.8 there was only legacy, and nothing in parentheses
     text = await run(stem, "--version")
     return Tool(family, "nf_tables" if "nf_tables" in text else "legacy", stem)
+
+
+async def _choice_by_rules(family: Family) -> Tool | None:
+    """The variant that the host's other programs use, where no plain name tells, as in our image (contract 10.6).
+
+    kubelet leaves a chain as a hint to just that question. Else whichever has more rules, of both families because one
+    of them may have none yet; and nf_tables where there are no rules at all.
+
+    Source: kubernetes pkg/kubelet, KUBE-IPTABLES-HINT; kubernetes-sigs/iptables-wrappers.
+    """
+    tools = [tool for variant in _INFIX if (tool := _variant(family, variant))]
+    if len(tools) < 2:
+        return next(iter(tools), None)
+    saved = {tool: await _saved_by_both(tool.variant) for tool in tools}
+    hinted = [tool for tool in tools if any(f":{chain} " in saved[tool] for chain in _HINTS)]
+    choice = max(hinted or tools, key=lambda tool: count_rules(saved[tool]))
+    _log.info(
+        "iptables variant chosen by the rules that exist tool=%s rules=%d", choice.prefix, count_rules(saved[choice])
+    )
+    return choice
+
+
+async def _saved_by_both(variant: Variant) -> str:
+    tools = [tool for family in Family if (tool := _variant(family, variant)) and _may_have_rules(tool)]
+    return "".join([await tool.save() for tool in tools])
 
 
 def _variant(family: Family, variant: Variant) -> Tool | None:

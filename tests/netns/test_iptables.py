@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -356,6 +357,50 @@ def as_go_flanneld_leaves_it() -> str:
     nat = "\n".join(line for line in LISTED if "masq" in line)
     forward = "\n".join(line for line in LISTED if "forward" in line)
     return f"*nat\n:FLANNEL-POSTRTG - [0:0]\n{nat}\nCOMMIT\n*filter\n:FLANNEL-FWD - [0:0]\n{forward}\nCOMMIT\n"
+
+
+# -- no plain name, as in our image (contract 10.6) --------------------------------------------------------
+
+
+@pytest.fixture
+def no_plain_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variant, tables in VARIANTS.items():
+        for stem in ("iptables", "ip6tables"):
+            for suffix in ("", "-save", "-restore"):
+                name = variant.replace("iptables", stem) + suffix
+                (tmp_path / name).symlink_to(f"/usr/sbin/{tables}")
+    (tmp_path / "ip").symlink_to(str(shutil.which("ip")))
+    monkeypatch.setattr("flanneld.kernel.run.SBIN", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
+
+
+@pytest.mark.usefixtures("no_plain_name")
+@pytest.mark.parametrize("used", VARIANTS)
+@pytest.mark.parametrize("evidence", [HINT, FOREIGN], ids=["kubelet's hint", "rules"])
+def test_without_a_plain_name_the_hosts_rules_tell_the_variant(ns: Netns, used: str, evidence: str) -> None:
+    ns.run(f"/usr/sbin/{VARIANTS[used]}", "iptables-restore", stdin=evidence)
+    ns.exec_async(ensure, Iptables(), *BOTH)
+    for stem in ("iptables", "ip6tables"):
+        assert any("FLANNEL-POSTRTG" in rule for rule in saved_rules(ns, used, stem)), f"{stem} follows, though empty"
+        assert not any("FLANNEL" in rule for rule in saved_rules(ns, other(used), stem))
+
+
+@pytest.mark.usefixtures("no_plain_name")
+def test_kubelets_hint_counts_for_more_than_rules(ns: Netns) -> None:
+    ns.run("/usr/sbin/xtables-legacy-multi", "iptables-restore", stdin=HINT)
+    ns.run("/usr/sbin/xtables-nft-multi", "iptables-restore", stdin=FOREIGN)
+    ns.exec_async(ensure, Iptables(), V4)
+    assert sorted(saved_rules(ns, "iptables-legacy")) == sorted(LISTED)
+
+
+@pytest.mark.usefixtures("no_plain_name")
+def test_without_a_plain_name_and_without_rules_it_is_nf_tables(ns: Netns) -> None:
+    ns.exec_async(ensure, Iptables(), V4)
+    assert sorted(saved_rules(ns, "iptables-nft")) == sorted(LISTED)
+    assert ns.call(xtables.tables, Family.V4) == frozenset(), "to look makes no legacy tables"
 
 
 # -- removal ------------------------------------------------------------------------------------------------
