@@ -60,6 +60,21 @@ class Runtime:
         self._var = directory / "var"
         """Stands in for ``/var/lib`` while a plugin runs, so that hosts do not share ``/var/lib/cni``."""
 
+    def configuration(self) -> Json:
+        """The list that runtimes take: the first file of the directory.
+
+        Raises:
+            Unavailable: there is none, or it is not one.
+        """
+        name = first_conf(self.conf_dir)
+        if not name:
+            raise Unavailable(f"no CNI configuration in {self.conf_dir}: flanneld writes it once it has a subnet")
+        try:
+            conf: Json = json.loads((self.conf_dir / name).read_bytes())
+            return {"name": conf["name"], "cniVersion": conf["cniVersion"], "plugins": list(conf["plugins"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Unavailable(f"{self.conf_dir / name} is no CNI configuration list ({error!r})") from error
+
     def add(self, pod: str, ports: Sequence[PortMapping] = ()) -> Json:
         """ADD: connect a pod's namespace as ``eth0``; its name is the container's id too.
 
@@ -69,7 +84,7 @@ class Runtime:
         Raises:
             Unavailable: there is no configuration, or a plugin refused; nothing of the pod is left then.
         """
-        conf = self._conf()
+        conf = self.configuration()
         result: Json = {}
         try:
             for plugin in conf["plugins"]:
@@ -93,7 +108,7 @@ class Runtime:
         """
         if self.has(pod):
             added = self._added(pod)
-            self._delete(pod, added._replace(conf=self._conf()) if first_conf(self.conf_dir) else added)
+            self._delete(pod, added._replace(conf=self.configuration()) if first_conf(self.conf_dir) else added)
             self._cache(pod).unlink()
 
     def has(self, pod: str) -> bool:
@@ -110,17 +125,6 @@ class Runtime:
 
     def _cache(self, pod: str) -> Path:
         return self._var / "cni" / "results" / pod
-
-    def _conf(self) -> Json:
-        """The list that runtimes take: the first file of the directory."""
-        name = first_conf(self.conf_dir)
-        if not name:
-            raise Unavailable(f"no CNI configuration in {self.conf_dir}: flanneld writes it once it has a subnet")
-        try:
-            conf: Json = json.loads((self.conf_dir / name).read_bytes())
-            return {"name": conf["name"], "cniVersion": conf["cniVersion"], "plugins": list(conf["plugins"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Unavailable(f"{self.conf_dir / name} is no CNI configuration list ({error!r})") from error
 
     def _run(
         self, command: str, plugin: Json, conf: Json, pod: str, ports: Sequence[PortMapping], previous: Json
@@ -157,6 +161,15 @@ def check_plugins() -> None:
         _binary(name)
 
 
+def has_plugins() -> bool:
+    """Whether they are."""
+    return all(map(_find, PLUGINS))
+
+
+def _find(plugin: str) -> str | None:
+    return shutil.which(plugin, path=":".join(PLUGIN_DIRS))
+
+
 def _execution_conf(plugin: Json, conf: Json, ports: Sequence[PortMapping], previous: Json) -> Json:
     """What the plugin gets on stdin (specification, "Deriving execution configuration from plugin configuration")."""
     derived = {key: value for key, value in plugin.items() if key != "capabilities"}
@@ -170,7 +183,7 @@ def _execution_conf(plugin: Json, conf: Json, ports: Sequence[PortMapping], prev
 
 
 def _binary(plugin: str) -> str:
-    found = shutil.which(plugin, path=":".join(PLUGIN_DIRS))
+    found = _find(plugin)
     if not found:
         raise ConfigError(
             f"there is no CNI plugin {plugin} in {', '.join(PLUGIN_DIRS)}: apt-get install containernetworking-plugins"

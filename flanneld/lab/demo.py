@@ -11,6 +11,7 @@ from flanneld.lab.probe import Matrix, egress_source, full_size_ping, ping_matri
 from flanneld.lab.spec import LabSpec
 from flanneld.lab.transfer import DATAGRAMS, TCP_BYTES, tcp_transfer, udp_transfer
 from flanneld.model.addr import Family
+from flanneld.report.cni_file import first_conf
 from flanneld.report.table import render_table
 
 LOSS_PACKETS = 20
@@ -43,6 +44,8 @@ def run(spec: LabSpec, write: Write) -> bool:
     try:
         _show_leases(lab, write)
         _show_subnet_files(lab, write)
+        if spec.cni:
+            _show_cni(lab, write)
         if not moves_packets:
             write(f"\nPod to pod: {backend} leases subnets and moves no packets; connecting them is yours to do")
         problems: list[str] = []
@@ -140,6 +143,19 @@ def _show_subnet_files(lab: Lab, write: Write) -> None:
     keys = list(dict.fromkeys(key for values in files.values() for key in values))
     rows = [[name, *(values.get(key, "-") for key in keys)] for name, values in files.items()]
     _indented(render_table(["", *keys], rows), write)
+
+
+def _show_cni(lab: Lab, write: Write) -> None:
+    write("\nPods made by the plugins of the CNI configuration that flanneld wrote on each host")
+    rows = []
+    for host in lab.hosts:
+        conf = host.cni.configuration()
+        pods = " ".join(host.pod_address(family) for family in lab.spec.families)
+        plugins = " ".join(
+            f"{plugin['type']} {plugin.get('ipam', {}).get('type', '')}".strip() for plugin in conf["plugins"]
+        )
+        rows.append([host.name, first_conf(host.cni.conf_dir), conf["name"], plugins, host.pod.name, pods])
+    _indented(render_table(["", "FILE", "NETWORK", "PLUGINS", "POD", "ADDRESS"], rows), write)
 
 
 def _indented(text: str, write: Write) -> None:
