@@ -185,9 +185,8 @@ def _execution_conf(plugin: Json, conf: Json, ports: Sequence[PortMapping], prev
 def _binary(plugin: str) -> str:
     found = _find(plugin)
     if not found:
-        raise ConfigError(
-            f"there is no CNI plugin {plugin} in {', '.join(PLUGIN_DIRS)}: apt-get install containernetworking-plugins"
-        )
+        where = "apt-get install containernetworking-plugins" if plugin in PLUGINS else "no Debian package has it"
+        raise ConfigError(f"there is no CNI plugin {plugin} in {', '.join(PLUGIN_DIRS)}: {where}")
     return found
 
 
