@@ -20,7 +20,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from backends import udp_programs as programs
@@ -286,6 +287,45 @@ def remove_leftovers(tun: str) -> None:
     """
     with contextlib.closing(Socket()) as sock:
         _remove(sock, tun)
+
+
+def find_leftovers(tun: str) -> dict[str, Callable[[], None]]:
+    """What there is of the data path of a TUN, in words, and how to remove each; for cleanup.
+
+    A ``clsact`` qdisc is among it where nothing but our filter hangs on it: the kernel does not tell who made it,
+    and without a filter it does nothing.
+
+    Raises:
+        KernelError: the kernel cannot be asked.
+    """
+    found: dict[str, Callable[[], None]] = {}
+    name = _filter_name(tun, "decap")
+    with contextlib.closing(Socket()) as sock:
+        for ifindex, device in socket.if_nameindex():
+            if tc.find(sock, ifindex, Direction.INGRESS, name) is None:
+                continue
+            found[f"filter {name} on {device} and its eBPF programs"] = partial(_detach, ifindex, name)
+            if tc.is_idle(sock, ifindex, name):
+                found[f"qdisc clsact on {device}, where only that filter was"] = partial(_remove_clsact, ifindex, name)
+    if any(device == f"{tun}c0" for _ifindex, device in socket.if_nameindex()):
+        found[f"links {tun}c0 and {tun}c1"] = partial(_remove_links, f"{tun}c0")
+    return found
+
+
+def _detach(ifindex: int, name: str) -> None:
+    with contextlib.closing(Socket()) as sock:
+        tc.detach(sock, ifindex, Direction.INGRESS, name)
+
+
+def _remove_clsact(ifindex: int, name: str) -> None:
+    with contextlib.closing(Socket()) as sock:
+        if tc.is_idle(sock, ifindex, name):  # somebody may have hung his program there meanwhile
+            tc.remove_clsact(sock, ifindex)
+
+
+def _remove_links(left: str) -> None:
+    with contextlib.closing(Socket()) as sock:
+        remove_pair(sock, left)
 
 
 def _remove(sock: Socket, tun: str) -> None:

@@ -18,8 +18,8 @@ from flanneld.errors import KernelError
 from flanneld.kernel import xtables
 from flanneld.kernel.nft_events import NftEvents
 from flanneld.kernel.run import find, run
-from flanneld.model.addr import Family
-from flanneld.plan.traffic_iptables import FORWARD, MASQUERADE, Repair, count_rules, repair
+from flanneld.model.addr import Family, Prefix
+from flanneld.plan.traffic_iptables import FORWARD, MASQUERADE, Remnant, Repair, count_rules, remnants, repair
 
 _log = logging.getLogger(__name__)
 
@@ -217,6 +217,16 @@ class Iptables:
         if failures:
             raise failures[0]
         return changes
+
+    async def remnants(self, networks: Sequence[Prefix]) -> list[tuple[Tool, Remnant]]:
+        """What there is of flannel's in any family and variant, and whether it is of these networks."""
+        return [
+            (tool, remnant)
+            for family in Family
+            for tool in await self._all_tools(family)
+            if _may_have_rules(tool)
+            for remnant in remnants(await tool.save(), networks)
+        ]
 
     async def _all_tools(self, family: Family) -> list[Tool]:
         tools = [tool for variant in _INFIX if (tool := _variant(family, variant))]

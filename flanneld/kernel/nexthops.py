@@ -64,6 +64,11 @@ class Nexthops:
         self._through.clear()
         self._routes.clear()
 
+    def retire(self) -> None:
+        """Route the classic way from now until the next look; objects go with their last route."""
+        self.supported = False
+        self._ids.clear()
+
     def seen_object(self, body: memoryview) -> None:
         """Take one RTM_NEWNEXTHOP of a dump."""
         if len(body) < _NHMSG.size:

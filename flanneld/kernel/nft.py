@@ -14,10 +14,11 @@ from flanneld.contracts import TrafficRules, Wake
 from flanneld.errors import KernelError
 from flanneld.kernel.nft_events import NftEvents
 from flanneld.kernel.run import find, run
-from flanneld.model.addr import Family
+from flanneld.model.addr import Family, Prefix
 from flanneld.plan.traffic_nft import (
     TABLES,
     Table,
+    blocks_in,
     parse_table,
     render_file,
     render_random_probe,
@@ -93,6 +94,22 @@ class Nftables:
                 await run("nft", "-f", "-", stdin=render_removal(there))
         return [f"deleted nftables table {' '.join(TABLES[family])}" for family in there]
 
+    async def remnants(self) -> dict[Family, frozenset[Prefix]]:
+        """By family whose table exists, the blocks that its rules speak of."""
+        if find("nft") is None:
+            return {}
+        return {
+            family: blocks_in(json.loads(await run("nft", "-j", "list", "table", *TABLES[family])))
+            for family in Family
+            if await _exists(family)
+        }
+
+    async def remove_table(self, family: Family) -> None:
+        """Remove the table of one family."""
+        self._good.clear()
+        with self._events.held():
+            await run("nft", "-f", "-", stdin=render_removal([family]))
+
     def watch(self, wake: Wake) -> None:
         """See ``TrafficManager.watch``."""
         try:
@@ -104,6 +121,32 @@ class Nftables:
     def close(self) -> None:
         """See ``TrafficManager.close``."""
         self._events.close()
+
+
+async def remove_empty_table(word: str, name: str) -> bool:
+    """Remove a table, such as iptables-nft makes by being looked at, if it holds base chains without rules alone.
+
+    Args:
+        word: nft's word for the family.
+        name: of the table.
+
+    Returns:
+        Whether it was removed; False also where nft is not installed.
+
+    Raises:
+        KernelError: somebody put a rule there at this moment, or nft failed.
+    """
+    if find("nft") is None:
+        return False
+    listing = json.loads(await run("nft", "-j", "list", "table", word, name))["nftables"]
+    kinds = {kind for item in listing for kind in item} - {"metainfo", "table", "chain"}
+    chains = [item["chain"] for item in listing if "chain" in item]
+    if kinds or any(chain.get("policy") != "accept" for chain in chains):
+        return False
+    # by chain, because a chain with rules refuses to go while a table takes all along
+    lines = [f"delete chain {word} {name} {chain['name']}\n" for chain in chains]
+    await run("nft", "-f", "-", stdin="".join([*lines, f"delete table {word} {name}\n"]))
+    return True
 
 
 async def _list(family: Family) -> Table | None:

@@ -311,6 +311,24 @@ class Rtnl:
         """All devices by name."""
         return {link.name: link for _index, link in map(nl.decode_link, self._sock.dump_all(nl.dump_links()))}
 
+    def addresses(self) -> list[Address]:
+        """All addresses of all devices."""
+        names = dict(socket.if_nameindex())
+        found = [nl.parse_address(body) for body in self._sock.dump_all(nl.dump_addresses())]
+        return [Address(names.get(index, ""), ip, length) for index, length, _flags, _scope, ip in found if ip]
+
+    def routes(self) -> list[Route]:
+        """The main table, of both families: what of it could be anybody's like us."""
+        names = dict(socket.if_nameindex())
+        bodies = [body for family in Family for body in self._sock.dump_all(nl.dump_routes(family))]
+        return [route for body in bodies if (route := nl.decode_route(body, names))]
+
+    def has_l2miss(self, name: str) -> bool:
+        """Whether a device is a vxlan one that tells of unknown MACs; Go flanneld makes those anew (contract 6.12)."""
+        index = self.index(name)
+        links = ((nl.decode_link(body)[0], body) for body in self._sock.dump_all(nl.dump_links()))
+        return any(nl.has_l2miss(body) for found, body in links if found == index)
+
     def onlink(self, addresses: Sequence[IP]) -> dict[IP, str]:
         """By address, the interface through which the kernel reaches it without a gateway (contract 6.19)."""
         result: dict[IP, str] = {}
@@ -419,6 +437,24 @@ class Rtnl:
             raise KernelError(str(op), code, text)
         self._index.pop(op.obj.name, None)
         self._sock.batch([nl.link_alias(op.obj, self.index(op.obj.name))])
+
+    def remake(self, link: Link, then: Sequence[Op]) -> list[Failure]:
+        """Make a device anew as Go flanneld would, without ``l2miss`` and mark, and do operations at once after it.
+
+        Raises:
+            KernelError: the device could not be made; it is gone.
+        """
+        requests = [nl.link_delete(self.index(link.name)), nl.link_create(link._replace(up=False), l2miss=False)]
+        for code, text in self._sock.batch(requests):
+            if code:
+                raise KernelError(f"make {link.name} anew", code, text)
+        self._index.pop(link.name, None)
+        self._nexthops.forget()  # those of the old device are gone with it
+        return self.apply_now(then)
+
+    def use_plain_routes(self) -> None:
+        """Write routes without nexthop objects until the next ``read``; an object goes with its last route."""
+        self._nexthops.retire()
 
     def index(self, name: str) -> int:
         """Interface index of a device.

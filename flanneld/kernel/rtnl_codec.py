@@ -404,7 +404,7 @@ def parse_address(body: memoryview) -> tuple[int, int, int, int, IP | None]:
 # ---- links -----------------------------------------------------------------------------------------
 
 
-def _vxlan_attrs(vx: Vxlan, *, create: bool) -> bytes:
+def _vxlan_attrs(vx: Vxlan, *, create: bool, l2miss: bool = True) -> bytes:
     """IFLA_INFO_DATA of a device as contract 6.9 has it, plus ``l2miss``.
 
     A change in place names only what the kernel lets change on a live device (vxlan_changelink).
@@ -418,7 +418,7 @@ def _vxlan_attrs(vx: Vxlan, *, create: bool) -> bytes:
     if create:
         parts += [
             attr(VX_PORT, _U16_NET.pack(vx.port)),
-            _u8(VX_L2MISS, 1),
+            _u8(VX_L2MISS, l2miss),
             *(_u8(kind, 0) for kind in (VX_TTL, VX_TOS, VX_PROXY, VX_RSC, VX_L3MISS)),
             *(_u8(kind, 0) for kind in (VX_ZERO_CSUM6_TX, VX_ZERO_CSUM6_RX)),
         ]
@@ -435,10 +435,10 @@ def _link_common(obj: Link, vxlan: bytes) -> bytes:
     return b"".join(parts)
 
 
-def link_create(obj: Link) -> bytes:
+def link_create(obj: Link, *, l2miss: bool = True) -> bytes:
     """Make a vxlan device, down. txqueuelen 0 as flannel's (contract 6.4)."""
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attr(IFLA_IFNAME, obj.name.encode() + b"\0") + _u32(IFLA_TXQLEN, 0)
-    vxlan = _vxlan_attrs(obj.vxlan, create=True) if obj.vxlan else b""
+    vxlan = _vxlan_attrs(obj.vxlan, create=True, l2miss=l2miss) if obj.vxlan else b""
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + _link_common(obj, vxlan))
 
 
@@ -507,6 +507,14 @@ def decode_link(body: memoryview) -> tuple[int, Link]:
         found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         vxlan,
     )
+
+
+def has_l2miss(body: memoryview) -> bool:
+    """Whether a device of a link message is a vxlan one that tells of unknown MACs."""
+    info = attrs(attrs(body, _IFINFO.size).get(IFLA_LINKINFO, b""), 0)
+    if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") != b"vxlan":
+        return False
+    return attrs(info.get(IFLA_INFO_DATA, b""), 0).get(VX_L2MISS, b"\0") != b"\0"
 
 
 def is_running(body: memoryview) -> bool:

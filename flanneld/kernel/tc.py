@@ -19,7 +19,7 @@ from flanneld.errors import KernelError
 from flanneld.kernel import rtnl_codec as nl
 from flanneld.kernel.rtnl import Socket
 
-RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 44, 45, 46
+RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 37, 44, 45, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
 TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 6, 7, 8, 11
 TCA_BPF_FLAG_ACT_DIRECT = 1
@@ -60,6 +60,32 @@ def ensure_clsact(sock: Socket, ifindex: int) -> None:
         text = "this kernel was built without CONFIG_NET_SCH_INGRESS, or the module sch_ingress is missing"
     if code not in (0, errno.EEXIST):
         raise KernelError(f"add qdisc clsact to device {ifindex}", code, text)
+
+
+def is_idle(sock: Socket, ifindex: int, but: str) -> bool:
+    """Whether nobody's filter, of whatever kind, hangs on a device, but for the eBPF filter of one name."""
+    for direction in Direction:
+        request = nl.message(RTM_GETTFILTER, nl.NLM_F_DUMP, _TCMSG.pack(0, ifindex, 0, direction, 0))
+        for part in sock.dump(request):
+            for kind, body in part:
+                if kind != RTM_NEWTFILTER or not _TCMSG.unpack_from(body)[2]:
+                    continue  # the head of a priority
+                one = _decode(body)
+                if one is None or one.name != but:
+                    return False
+    return True
+
+
+def remove_clsact(sock: Socket, ifindex: int) -> None:
+    """Take the qdisc away, with every filter on it: only after ``is_idle``.
+
+    Raises:
+        KernelError: refused; one that is gone already is fine.
+    """
+    body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + nl.attr(TCA_KIND, b"clsact\0")
+    ((code, text),) = sock.batch([nl.message(RTM_DELQDISC, 0, body)])
+    if code not in (0, errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        raise KernelError(f"remove qdisc clsact from device {ifindex}", code, text)
 
 
 def attach(

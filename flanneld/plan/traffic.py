@@ -7,6 +7,7 @@ differently from version to version, and a comparison of text then repairs for e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
@@ -59,6 +60,12 @@ class Rule(NamedTuple):
     """Only packets with the bit ``DONT_MASQUERADE_MARK`` set."""
     fully_random: bool = False
     """Masquerade to a random port, against port clashes under load (failures F12)."""
+
+
+def blocks_named(rules: Iterable[Rule | None]) -> frozenset[Prefix]:
+    """Blocks that rules speak of, multicast aside: they tell whose network the rules are of."""
+    blocks = {block.prefix for rule in rules if rule for block in (rule.source, rule.destination) if block}
+    return frozenset(blocks.difference(MULTICAST.values()))
 
 
 def masquerade_rules(wanted: TrafficRules) -> tuple[Rule, ...]:

@@ -20,6 +20,7 @@ from flanneld.plan.traffic import (
     Rule,
     TrafficRules,
     Verdict,
+    blocks_named,
     forward_rules,
     masquerade_rules,
 )
@@ -76,6 +77,50 @@ def repair(saved: str, family: Family, wanted: TrafficRules | None) -> Repair:
     return Repair(payload, tuple(changes))
 
 
+class Remnant(NamedTuple):
+    """Rules of flannel's in one table, for cleanup."""
+
+    text: str
+    payload: str
+    """Input of ``iptables-restore --noflush`` that removes them."""
+    blocks: frozenset[Prefix]
+    """What the rules speak of."""
+    others: frozenset[Prefix]
+    """Of these, what belongs to another network; its rules stay, and with them chain and jump."""
+    table: str
+    is_alone: bool
+    """Whether nothing but built-in chains that accept everything remains of the table."""
+
+
+def remnants(saved: str, networks: Sequence[Prefix]) -> list[Remnant]:
+    """What there is to remove for a network, table by table.
+
+    Args:
+        saved: output of ``iptables-save`` or ``ip6tables-save``.
+        networks: its blocks, of both families.
+    """
+    founds = (found for found in _listed(saved).values() if found.chain_exists or found.jumps or found.strays)
+    return [_remnant(found, networks) for found in founds]
+
+
+def _remnant(found: Found, networks: Sequence[Prefix]) -> Remnant:
+    place = found.place
+    rules = [(text, blocks_named([spec.rule()] if spec else [])) for text, spec in found.specs]
+    blocks = frozenset[Prefix]().union(*(named for _text, named in rules))
+    others = frozenset(b for b in blocks if not any(network.covers(b) for network in networks))
+    if others:
+        mine = [text for text, named in rules if named and not named & others]
+        lines = [f"-D {text}" for text in mine]
+        what = f"{len(mine)} rules of chain {place.chain}"
+    else:
+        lines, _reasons = _take_down(found)
+        parents = len(found.strays) + len(found.jumps) + len(found.others)
+        what = f"chain {place.chain} with {len(found.rules)} rules" if found.chain_exists else ""
+        what += f"{' and ' if what and parents else ''}{f'{parents} in {place.parent}' if parents else ''}"
+    payload = "\n".join([f"*{place.table}", *lines, "COMMIT", ""]) if lines else ""
+    return Remnant(f"{place.table}: {what}", payload, blocks, others, place.table, not (others or found.foreign))
+
+
 def count_rules(saved: str) -> int:
     """Number of rules, anybody's, in the output of ``iptables-save``."""
     return sum(line.startswith("-A ") for line in saved.splitlines())
@@ -110,6 +155,10 @@ class Found:
         """Unconditional jumps to our chain, each as saved after ``-A``."""
         self.others: list[str] = []
         """Conditional jumps to our chain: somebody's own, gone only when the chain goes."""
+        self.foreign = False
+        """Whether the table holds anything that is not flannel's: rules, chains, a policy."""
+        self.specs: list[tuple[str, _Spec | None]] = []
+        """Our chain's rules and the strays, each as saved after ``-A``, and as understood."""
         self.strays: list[str] = []
         """Rules with our comment in the built-in chain that are not jumps: left by an old flannel."""
 
@@ -121,8 +170,11 @@ class Found:
         elif line.startswith(f"-A {place.chain} "):
             spec = _parse(line)
             self.rules.append(spec.rule() if spec else None)
+            self.specs.append((line.removeprefix("-A "), spec))
         elif line.startswith(f"-A {place.parent} ") and ("FLANNEL" in line or place.comment in line):
             self._take_parent(line.removeprefix("-A "), _parse(line))
+        elif line.startswith("-A ") or (line.startswith(":") and " ACCEPT " not in line):
+            self.foreign = True
 
     def _take_parent(self, text: str, spec: _Spec | None) -> None:
         # a rule with matches of which we know nothing still shows its target and comment
@@ -133,6 +185,9 @@ class Found:
             (self.jumps if plain else self.others).append(text)
         elif _after(words, "--comment") == self.place.comment:
             self.strays.append(text)
+            self.specs.append((text, spec))
+        else:
+            self.foreign = True
 
 
 def _listed(saved: str) -> dict[str, Found]:

@@ -5,12 +5,14 @@ The tables are ours alone, proven by their names, so whatever else is found in t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from flanneld.model.addr import Family, Prefix
 from flanneld.plan.traffic import (
     DONT_MASQUERADE_MARK,
+    MULTICAST,
     Block,
     Rule,
     TrafficRules,
@@ -134,6 +136,22 @@ def parse_table(listing: object) -> Table | None:
             case _:
                 return None
     return {name: chain._replace(rules=tuple(rules.get(name, ()))) for name, chain in chains.items()}
+
+
+def blocks_in(listing: object) -> frozenset[Prefix]:
+    """All blocks that a table's rules speak of, multicast aside, however the rules look: whose network they are of."""
+    found: set[Prefix] = set()
+    todo = [listing]
+    while todo:
+        match todo.pop():
+            case {"prefix": {"addr": str(address), "len": int(length)}}:
+                with contextlib.suppress(ValueError):
+                    found.add(Prefix.parse(f"{address}/{length}"))
+            case dict(item):
+                todo += item.values()
+            case list(items):
+                todo += items
+    return frozenset(found.difference(MULTICAST.values()))
 
 
 def _parse_rule(expressions: list[object], word: str) -> Rule | None:
