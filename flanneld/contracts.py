@@ -58,6 +58,10 @@ class Store(Protocol):
         """Call ``changed`` with each new text of the configuration, for ever."""
         ...
 
+    def tell_trouble(self, tell: Callable[[str | None], None]) -> None:
+        """Have ``tell`` called with what keeps the store from being followed, and with None when nothing does."""
+        ...
+
     async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
         """Lease a subnet, trying for as long as it takes and logging what is waited for.
 

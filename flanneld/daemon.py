@@ -103,6 +103,7 @@ class Daemon:
         self._underlay = UnderlayWatch(
             lambda: host_net(options), standing, self._path, self._underlay_changed, slot("underlay")
         )
+        store.tell_trouble(remark("store"))
 
     def duties(self) -> Iterator[Duty]:
         """Everything that has to run from now on; call from the event loop."""

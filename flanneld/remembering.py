@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from flanneld.contracts import Store
@@ -69,6 +70,8 @@ class Remembering:
         """A lease that is only remembered, and what it should say: to be claimed when the store answers."""
         self._table: LeaseTable | None = None
         self._news = asyncio.Event()
+        self._tell: Callable[[str | None], None] = lambda _: None
+        self._troubles: dict[str, str | None] = {}
         if self._memory:
             store.expect(self._memory.header.store)
 
@@ -91,6 +94,15 @@ class Remembering:
     def reload(self) -> None:
         """See ``contracts.Store``."""
         self._store.reload()
+
+    def tell_trouble(self, tell: Callable[[str | None], None]) -> None:
+        """See ``contracts.Store``; what is only remembered is trouble too."""
+        self._store.tell_trouble(partial(self._trouble, "store"))
+        self._tell = tell
+
+    def _trouble(self, part: str, text: str | None) -> None:
+        self._troubles[part] = text
+        self._tell("; ".join(filter(None, self._troubles.values())) or None)
 
     async def network_is_up(self) -> None:
         """See ``contracts.Store``."""
@@ -187,6 +199,7 @@ class Remembering:
     async def keep(self, changed: Changed) -> None:
         """See ``contracts.Store``; claims first what was only remembered."""
         if self._unclaimed:
+            self._trouble("lease", "our own lease is remembered, not confirmed")
             await self._claim()
             changed("own lease claimed")
 
@@ -215,6 +228,7 @@ class Remembering:
                 f"our remembered subnet {held.lease.name()} belongs to another host by now, ours is {own.lease.name()}"
             )
         log.info("the store answers, our remembered lease is confirmed subnet=%s", own.lease.name())
+        self._trouble("lease", None)
         self._news.set()
         if wanted != attrs:
             await self._store.publish(wanted)
@@ -242,6 +256,8 @@ class Remembering:
         self._table = table
 
         def noted(reason: str) -> None:
+            if table.complete:
+                self._trouble("peers", None)
             self._news.set()
             changed(reason)
 
@@ -263,6 +279,7 @@ class Remembering:
             log.warning("the memory of leases cannot be used: %s", exc)
             return
         table.restore(leases)
+        self._trouble("peers", f"the store does not answer, peers are those of {_date(memory.header.saved)}")
         log.warning(
             "peers are those of memory until the store answers leases=%d as_of=%s",
             len(leases),

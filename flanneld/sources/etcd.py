@@ -90,6 +90,10 @@ class EtcdStore:
         if mark.isascii() and mark.isdecimal() and len(mark) < 20:
             self._history.expect(int(mark))
 
+    def tell_trouble(self, tell: Callable[[str | None], None]) -> None:
+        """See ``contracts.Store``."""
+        self._client.outage.tell = tell
+
     async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
         """See ``contracts.Store``."""
         return await self._claimer.acquire(conf, claim)

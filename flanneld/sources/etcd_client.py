@@ -96,7 +96,8 @@ class EtcdClient:
         self._at = random.randrange(len(self._wires))  # noqa: S311 (spreads load)
         self._tokens = Tokens(credentials)
         self._timeout_s = request_timeout_s
-        self._outage = Outage(log, "etcd cannot be watched, trying for as long as it takes", "etcd is back")
+        self.outage = Outage(log, "etcd cannot be watched, trying for as long as it takes", "etcd is back")
+        """Of all watches together."""
 
     async def get(self, key: bytes) -> Listing:
         """Read one key, linearizably; no entry when it does not exist."""
@@ -272,7 +273,7 @@ class EtcdClient:
                     async for batch in batches:
                         if working_since is None:
                             working_since = loop.time()
-                            self._outage.over()
+                            self.outage.over()
                         if batch.revision >= create.start_revision:
                             create.start_revision = batch.revision + 1
                             yield batch
@@ -283,7 +284,7 @@ class EtcdClient:
                     pauses, failures = backoff(), 0
                 failures += 1
                 if failures >= len(self._wires):  # a member lost while others live is no outage
-                    self._outage.failed(exc)
+                    self.outage.failed(exc)
                 else:
                     log.debug("watch moves to another member key=%s reason=%s", _show(prefix_or_key), exc)
             self._rotate(wire)

@@ -76,6 +76,7 @@ class KubeStore:
         """The latest seen of the whole store, by us or an earlier run."""
         self._pace = pace
         self._only_own = False
+        self._tell: Callable[[str | None], None] = lambda _: None
         self._noted: dict[str, str] = {}
         """By node, what was said about it that could not be used."""
 
@@ -92,6 +93,10 @@ class KubeStore:
     def expect(self, mark: str) -> None:
         """See ``contracts.Store``."""
         self._revision = max(self._revision, revision_of(mark))
+
+    def tell_trouble(self, tell: Callable[[str | None], None]) -> None:
+        """See ``contracts.Store``."""
+        self._tell = tell
 
     async def read_config(self) -> bytes:
         """See ``contracts.Store``."""
@@ -155,7 +160,9 @@ class KubeStore:
 
     async def _list(self, feed: NodeFeed, table: LeaseTable, changed: Changed) -> str:
         """Take over a whole list, however long it takes to come; returns the revision to watch from."""
-        outage = Outage(log, "nodes cannot be listed, what we know stays in use", "nodes can be listed again")
+        outage = Outage(
+            log, "nodes cannot be listed, what we know stays in use", "nodes can be listed again", tell=self._tell
+        )
         delays = backoff()
         while True:
             try:

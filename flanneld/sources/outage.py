@@ -21,6 +21,7 @@ class Outage:
         began: constant sentence for the first failure and the reminders.
         ended: constant sentence for the first success after a failure that was told.
         level: severity of failures; the end is INFO.
+        tell: called with a sentence at the first failure, and with None when it is over.
         clock: monotonic seconds.
     """
 
@@ -31,12 +32,14 @@ class Outage:
         ended: str,
         *,
         level: int = logging.WARNING,
+        tell: Callable[[str | None], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = log
         self._began = began
         self._ended = ended
         self._level = level
+        self.tell = tell
         self._clock = clock
         self._since: float | None = None
         self._failures = 0
@@ -49,6 +52,7 @@ class Outage:
         now = self._clock()
         if self._since is None:
             self._since = now
+            self.tell(f"{self._began} ({reason})")
             # something that fails and recovers all the time gets one pair of lines a minute, not one a flap
             self._reminder_s = _FIRST_REMINDER_S
         self._failures += 1
@@ -66,6 +70,8 @@ class Outage:
 
     def over(self) -> None:
         """Note a success."""
+        if self._since is not None:
+            self.tell(None)
         if self._since is not None and self._told:
             self._log.info(self._ended + " after_s=%.1f failures=%d", self._clock() - self._since, self._failures)
             self._next_line = min(self._next_line, self._clock() + _FIRST_REMINDER_S)

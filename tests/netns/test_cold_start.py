@@ -63,10 +63,14 @@ def test_reboot_with_etcd_down_gives_the_same_subnets_and_the_full_mesh(make_lab
         assert [subnet_of(host) for host in lab.hosts] == subnets
         assert_all_pods_connected(lab)
         assert all("starting from memory" in host.daemon.log() for host in lab.hosts)
+        assert all("peers are those of" in host.daemon.ask("/readyz")[1] for host in lab.hosts), "ready, and degraded"
 
         lab.etcd.start()
         until(lambda: all("remembered lease is confirmed" in h.daemon.log() for h in lab.hosts), "leases are claimed")
         assert len(lab.etcd.items(SUBNETS_KEY)) == 3
+        until(
+            lambda: all(h.daemon.ask("/readyz") == (200, "flanneld is ready") for h in lab.hosts), "nothing to remark"
+        )
         assert_all_pods_connected(lab)
 
 
@@ -158,3 +162,13 @@ def test_lease_that_ran_out_before_a_reboot_is_not_used_unasked(make_lab: MakeLa
         assert not host.daemon.is_ready()
         lab.etcd.start()
         host.daemon.wait_ready()
+
+
+def test_running_host_says_that_the_store_is_away_and_stays_ready(make_lab: MakeLab) -> None:
+    with make_lab(hosts=1) as lab:
+        daemon = lab.host(1).daemon
+        lab.etcd.stop_member(1)
+        until(lambda: "etcd cannot be watched" in daemon.ask("/readyz")[1], "the outage is shown")
+        assert daemon.ask("/readyz")[0] == 200
+        lab.etcd.start()
+        until(lambda: daemon.ask("/readyz") == (200, "flanneld is ready"), "and its end")
