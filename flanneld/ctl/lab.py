@@ -26,7 +26,8 @@ usage: flannelctl lab up [flags] [-- flags for every flanneld]    build a cluste
        flannelctl lab exec [--name NAME] NODE [COMMAND ...]       run a command (a shell) on h1, pod1, outside, …
        flannelctl lab down [--name NAME]                          take it down, after a crash too
 
-Hosts are network namespaces; packets, kernel tables, firewall and etcd are real. Needs root."""
+Hosts are network namespaces; packets, kernel tables, firewall and etcd are real. Needs root.
+With --store kube the lab plays the Kubernetes API and the controller that gives nodes their pod CIDRs."""
 
 
 def _json_object(text: str) -> Mapping[str, object]:
@@ -58,13 +59,18 @@ BUILD_FLAGS = (
     Flag("config", _json_object, "further keys of the network configuration", "JSON"),
     Flag("ipv6", choice("off", "on", "only"), "off, on (dual stack) or only", "WHICH"),
     Flag("segments", integer(1, 2), "layer 2 segments, hosts taking turns, a router between", "N"),
+    Flag(
+        "store", choice("etcd", "kube"), "where leases are kept: etcd, or the nodes of a small Kubernetes API", "STORE"
+    ),
     Flag("etcd-members", integer(1, 3), "etcd members, 1 or 3", "N"),
     Flag("mtu", integer(576, 65535), "MTU of the underlay in bytes", "BYTES"),
     Flag("cni", boolean, "make the pods with this machine's CNI plugins", ""),
     Flag("daemon", shlex.split, "command to run as daemon instead of our flanneld", "CMD"),
     NAME,
 )
-DEFAULTS = SimpleNamespace(hosts=3, backend="vxlan", segments=1, etcd_members=1, ipv6="off", mtu=1500, cni=False)
+DEFAULTS = SimpleNamespace(
+    hosts=3, backend="vxlan", segments=1, store="etcd", etcd_members=1, ipv6="off", mtu=1500, cni=False
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,7 +132,9 @@ def _status(argv: list[str]) -> int:
     if not report:
         _say("no lab is up: flannelctl lab up")
     for lab in report:
-        _say(f"lab {lab['name']}: backend {lab['backend']}, etcd {lab['etcd']}, files in {lab['directory']}")
+        kind = "etcd" if "etcd" in lab else "kube"
+        what = {"etcd": "etcd", "kube": "Kubernetes API"}[kind]
+        _say(f"lab {lab['name']}: backend {lab['backend']}, {what} {lab[kind]}, files in {lab['directory']}")
         columns = ("node", "underlay", "daemon", "ready", "subnet", "mtu")
         rows = [[str(host[column]) for column in columns] for host in lab["hosts"]]
         _say(render_table([column.upper() for column in columns], rows))
@@ -149,11 +157,10 @@ def _describe(lab: Lab) -> dict[str, Any]:
                 "mtu": env.get("FLANNEL_MTU", "-"),
             }
         )
-    up = sum(lab.etcd.is_running(member) for member in lab.etcd.members)
     return {
         "name": lab.spec.name,
         "backend": lab.spec.backend.get("Type", "udp"),
-        "etcd": f"{up} of {len(lab.etcd.members)} members at {lab.etcd.endpoints}",
+        lab.spec.store: lab.store.status(),
         "directory": str(lab.directory),
         "hosts": hosts,
     }

@@ -17,6 +17,8 @@ etcd are real. With two segments (the default is one) the hosts take turns: h1, 
 IPv6 is laid out likewise in 2001:db8:18::/48. Namespaces are called ``fl-NAME-h1``, ``fl-NAME-pod1``,
 ``fl-NAME-switch``, ``fl-NAME-router`` and ``fl-NAME-outside``; files stand in ``/run/flannel-lab/NAME``.
 Nothing outside these is touched, so removing them removes everything, after a crash too.
+
+Instead of etcd a Kubernetes API server of our own (``kubeapi``) may run at .2, with a Node for each host.
 """
 
 from flanneld.lab.lab import Lab

@@ -13,6 +13,8 @@ from pathlib import Path
 from flanneld.errors import ConfigError, Unavailable
 from flanneld.lab import http
 from flanneld.lab.child import Child, spawn
+from flanneld.lab.etcd import Etcd
+from flanneld.lab.kube import Kube
 from flanneld.lab.spec import HEALTH_PORT, LabSpec
 
 READY_TIMEOUT_S = 30.0
@@ -33,12 +35,13 @@ def own_command() -> tuple[str, ...]:
 class Daemon:
     """The daemon of one host; its files stand in the host's directory."""
 
-    def __init__(self, spec: LabSpec, number: int, directory: Path, endpoints: str) -> None:
+    def __init__(self, spec: LabSpec, number: int, directory: Path, store: Etcd | Kube) -> None:
         self._netns = spec.netns(f"h{number}")
         self._name = f"h{number}"
         self._directory = directory
         self._spec = spec
-        self._endpoints = endpoints
+        self._store = store
+        self._number = number
         self.command: Sequence[str] = spec.daemon
         """Replace it before ``start`` to run another daemon on this host; empty = our own."""
         self.subnet_file = directory / "subnet.env"
@@ -49,7 +52,7 @@ class Daemon:
     def flags(self) -> list[str]:
         """What every daemon of the lab is started with."""
         return [
-            f"--etcd-endpoints={self._endpoints}",
+            *self._store.daemon_flags(self._number),
             "--iface=eth0",
             f"--subnet-file={self.subnet_file}",
             "--ip-masq",
@@ -69,6 +72,7 @@ class Daemon:
             # hosts do not share a lock file; this one would otherwise be the machine's
             "XTABLES_LOCKFILE": str(self._directory / "xtables.lock"),
             **({"FLANNELD_CNI_CONF_DIR": str(self.cni_conf_dir)} if self._spec.cni else {}),
+            **self._store.daemon_env(self._number),
             **(env or {}),
         }
         argv = [*(self.command or own_command()), *self.flags(), *flags]

@@ -18,6 +18,8 @@ LOSS_PACKETS = 20
 WITHOUT_DATA_PATH = frozenset({"alloc"})
 """Backends that hand out subnets and leave it to somebody else to connect them (contract 6.55)."""
 
+STORES = {"etcd": "etcd", "kube": "API server"}
+
 Write = Callable[[str], None]
 
 
@@ -39,10 +41,11 @@ def run(spec: LabSpec, write: Write) -> bool:
     lab = Lab(spec)
     backend = str(spec.backend.get("Type", "udp"))
     moves_packets = backend not in WITHOUT_DATA_PATH
-    write(f"Building a cluster of {spec.hosts} hosts on this machine (backend {backend})")
+    where = "" if spec.store == "etcd" else ", leases on Kubernetes nodes"
+    write(f"Building a cluster of {spec.hosts} hosts on this machine (backend {backend}{where})")
     lab.up(lambda what: timed(write, what))
     try:
-        _show_leases(lab, write)
+        (_show_nodes if spec.store == "kube" else _show_leases)(lab, write)
         _show_subnet_files(lab, write)
         if spec.cni:
             _show_cni(lab, write)
@@ -53,7 +56,7 @@ def run(spec: LabSpec, write: Write) -> bool:
             problems += _judge_overlay(lab, family, write) if moves_packets else ()
             problems += _judge_egress(lab, family, write)
     finally:
-        with timed(lambda line: write("\n" + line), "taken down: daemons, etcd, links, namespaces"):
+        with timed(lambda line: write("\n" + line), f"taken down: daemons, {STORES[spec.store]}, links, namespaces"):
             lab.down()
     took = f"in {time.monotonic() - begun:.1f} s"
     if problems:
@@ -135,6 +138,25 @@ def _show_leases(lab: Lab, write: Write) -> None:
     flannelctl = (sys.executable, "-m", "flanneld.ctl.main", "leases")
     where = (f"--etcd-endpoints={lab.etcd.endpoints}", f"--state-dir={host.daemon.state_dir}")
     _indented(host.run(*flannelctl, *where).stdout, write)
+
+
+def _show_nodes(lab: Lab, write: Write) -> None:
+    write("\nNodes, as the Kubernetes API shows them: pod CIDRs, and what flanneld has written")
+    rows = []
+    for node in lab.kube.nodes():
+        kept = {key.rpartition("/")[2]: value for key, value in (node["metadata"].get("annotations") or {}).items()}
+        addresses = [kept[key] for key in ("public-ip", "public-ipv6") if key in kept]
+        conditions = {entry["type"]: entry["status"] for entry in node["status"].get("conditions") or ()}
+        rows.append([
+            node["metadata"]["name"],
+            " ".join(node["spec"].get("podCIDRs") or ["-"]),
+            kept.get("backend-type", "-"),
+            " ".join(addresses) or "-",
+            " ".join(kept[key] for key in ("backend-data", "backend-v6-data") if key in kept) or "-",
+            conditions.get("NetworkUnavailable", "-"),
+        ])  # fmt: skip
+    head = ["NODE", "POD CIDRS", "BACKEND", "PUBLIC IP", "DATA", "NETWORKUNAVAILABLE"]
+    _indented(render_table(head, rows), write)
 
 
 def _show_subnet_files(lab: Lab, write: Write) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from flanneld.errors import ConfigError, Unavailable
 from flanneld.lab import http
 from flanneld.lab.child import Child, spawn
-from flanneld.lab.spec import LabSpec
+from flanneld.lab.spec import CONFIG_KEY, LabSpec
 
 CLIENT_PORT, PEER_PORT = 2379, 2380
 START_TIMEOUT_S = 20.0
@@ -51,6 +51,34 @@ class Etcd:
     def endpoints(self) -> str:
         """Value for ``--etcd-endpoints``."""
         return ",".join(self._url(member, CLIENT_PORT) for member in self.members)
+
+    @property
+    def title(self) -> str:
+        """What ``set_up`` does, for progress."""
+        members = "1 member" if len(self.members) == 1 else f"{len(self.members)} members"
+        return f"etcd: {members}, network configuration"
+
+    def set_up(self) -> None:
+        """Start all members and write the network configuration.
+
+        Raises:
+            Unavailable: they do not agree on a leader within 20 s; the sentence quotes the log.
+        """
+        self.start()
+        self.put(CONFIG_KEY, self._spec.network_config())
+
+    def daemon_flags(self, _number: int) -> list[str]:
+        """How the daemon of a host reaches it."""
+        return [f"--etcd-endpoints={self.endpoints}"]
+
+    def daemon_env(self, _number: int) -> dict[str, str]:
+        """Variables that go with these flags."""
+        return {}
+
+    def status(self) -> str:
+        """For ``flannelctl lab status``."""
+        up = sum(self.is_running(member) for member in self.members)
+        return f"{up} of {len(self.members)} members at {self.endpoints}"
 
     def start(self) -> None:
         """Start all members and wait until they agree on a leader.

@@ -20,8 +20,9 @@ from flanneld.lab import child, cni, netns, wiring
 from flanneld.lab.child import Child
 from flanneld.lab.daemon import Daemon
 from flanneld.lab.etcd import Etcd
+from flanneld.lab.kube import Kube
 from flanneld.lab.node import Host, Node
-from flanneld.lab.spec import CONFIG_KEY, LabSpec
+from flanneld.lab.spec import LabSpec
 
 LABS_DIR = Path("/run/flannel-lab")
 """On tmpfs: state of the running machine, gone with a reboot, as the namespaces are."""
@@ -50,6 +51,9 @@ class Lab:
         self.spec = spec
         self.directory = LABS_DIR / spec.name
         self.etcd = Etcd(spec, self.directory)
+        self.kube = Kube(spec, self.directory)
+        self.store: Etcd | Kube = self.kube if spec.store == "kube" else self.etcd
+        """The one of the two that runs."""
         self.hosts = [self._make_host(number) for number in range(1, spec.hosts + 1)]
         self.switch = Node(spec, "switch")
         self.router = Node(spec, "router")
@@ -57,7 +61,7 @@ class Lab:
 
     def _make_host(self, number: int) -> Host:
         directory = self.directory / f"h{number}"
-        return Host(self.spec, number, directory, Daemon(self.spec, number, directory, self.etcd.endpoints))
+        return Host(self.spec, number, directory, Daemon(self.spec, number, directory, self.store))
 
     @staticmethod
     def load(name: str) -> Lab:
@@ -95,7 +99,7 @@ class Lab:
 
         Args:
             step: wraps each step, for progress.
-            daemons: start flanneld on every host; without, etcd and the underlay are up and the rest is the caller's.
+            daemons: start flanneld on every host; without, store and underlay are up, the rest is the caller's.
 
         Raises:
             FlannelError: why it cannot be built, in one sentence.
@@ -107,9 +111,8 @@ class Lab:
             where = f"{_count(spec.hosts, 'host')} on {_count(spec.segments, 'segment')}"
             with step(f"underlay, router, outside: {where}"):
                 wiring.build(spec)
-            with step(f"etcd: {_count(spec.etcd_members, 'member')}, network configuration"):
-                self.etcd.start()
-                self.etcd.put(CONFIG_KEY, spec.network_config())
+            with step(self.store.title):
+                self.store.set_up()
             if daemons:
                 with step(f"flanneld: {_count(spec.hosts, 'daemon')} started at once, ready"):
                     self.start_daemons()

@@ -16,6 +16,7 @@ from flanneld.errors import UsageError
 from flanneld.model.addr import Family, format_ip, parse_ip
 
 IPv6Mode = Literal["off", "on", "only"]
+StoreKind = Literal["etcd", "kube"]
 
 POD_NETWORK = "10.244.0.0/16"
 POD_NETWORK6 = "fd00:244::/48"
@@ -45,6 +46,8 @@ class LabSpec:
     ipv6: IPv6Mode = "off"
     """``only``: the underlay has no IPv4 either."""
     segments: int = 1
+    store: StoreKind = "etcd"
+    """Where daemons keep leases: in etcd, or on the Nodes of a Kubernetes API server that the lab plays."""
     etcd_members: int = 1
     daemon: tuple[str, ...] = ()
     """The command that starts a daemon; empty = the ``flanneld`` of this installation."""
@@ -73,6 +76,10 @@ class LabSpec:
                 raise UsageError(f"the {what} must be {choice}, not {value}")
         if self.ipv6 not in ("off", "on", "only"):
             raise UsageError(f"--ipv6 must be off, on or only, not {self.ipv6!r}")
+        if self.store not in ("etcd", "kube"):
+            raise UsageError(f"--store must be etcd or kube, not {self.store!r}")
+        if self.store == "kube" and self.etcd_members != 1:
+            raise UsageError("--etcd-members has no meaning with --store kube")
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -102,11 +109,11 @@ class LabSpec:
         return underlay(self.segment_of(host), 10 + host, family)
 
     def member_address(self, member: int) -> str:
-        """Address of an etcd member, counted from 1; IPv4 unless there is none."""
+        """Address of an etcd member, counted from 1, or of the API server; IPv4 unless there is none."""
         return underlay(0, 1 + member, self.families[0])
 
     def network_config(self) -> str:
-        """The network configuration as it is put into etcd."""
+        """The network configuration as it is put into etcd or ``net-conf.json``."""
         config: dict[str, object] = {}
         if self.ipv6 == "only":
             config["EnableIPv4"] = False

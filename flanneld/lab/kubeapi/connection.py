@@ -154,23 +154,25 @@ class Connection:
         try:
             async for lines in watch.lines():
                 await self._write_body(lines)
+            await self._end_stream(watch)
         finally:
             self._watches.discard(watch)
+            watch.has_ended.set()
             gone.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
                 await gone
+
+    async def _end_stream(self, watch: Watch) -> None:
         match watch.end:
             case "finish":
                 await self._write(self._http.send(h11.EndOfMessage()) or b"")
+                return
             case "half_line":
                 line = watch.last_line()
                 await self._write_body(line[: len(line) // 2])
-                raise _Cut
             case "reset":
                 self.abort(reset=True)
-                raise _Cut
-            case _:
-                raise _Cut
+        raise _Cut
 
     async def _notice_end(self, watch: Watch) -> None:
         """A client that leaves ends its watch at once, not at the next event."""

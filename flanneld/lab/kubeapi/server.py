@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import socket
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,9 @@ from flanneld.lab.kubeapi.tls import Certificates
 from flanneld.lab.kubeapi.watches import Timing, Watch
 
 Json = dict[str, Any]
+
+FAREWELL_S = 1.0
+"""What clients get to read the ends of their watches."""
 
 
 class Seen(NamedTuple):
@@ -69,8 +74,8 @@ class KubeApi:
         self.store = store or Store(ring_size)
         self.access = access or Access()
         self.faults = Faults()
-        self.requests: list[Seen] = []
-        """All requests so far, oldest first; clear it as you like."""
+        self.requests: deque[Seen] = deque(maxlen=10_000)
+        """The last requests, oldest first; clear it as you like."""
         self._routes = Routes(self.store, self.access, self.faults, timing or Timing(), dialect)
         self._running = asyncio.Event()
         self._watches: set[Watch] = set()
@@ -115,6 +120,17 @@ class KubeApi:
             self._socket.close()
             self._socket = None
         await self.drop_connections(reset)
+
+    async def shut_down(self) -> None:
+        """Stop as by SIGTERM: watches end in good order, then everything else."""
+        self._close_server()
+        going_on = list(self._watches)
+        self.end_watches("finish")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                for watch in going_on:
+                    await watch.has_ended.wait()
+        await self.stop()
 
     async def restart(self) -> None:
         """Be killed and started: objects stay, the events and all streams are gone."""

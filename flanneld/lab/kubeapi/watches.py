@@ -64,6 +64,8 @@ class Watch:
         self._woken = asyncio.Event()
         self.end: StreamEnd | None = None
         """How it ends; None while it goes on."""
+        self.has_ended = asyncio.Event()
+        """Set by the connection when it has written the end."""
 
     def wake(self) -> None:
         """There may be news."""
