@@ -165,7 +165,7 @@ class Remembering:
             return None
         header = self._memory.header
         try:
-            lease = self._memory.leases().get(header.own)
+            lease = self._memory.own()
         except ValueError as exc:
             log.warning("the memory of leases cannot be used: %s", exc)
             return None

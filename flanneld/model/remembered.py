@@ -68,6 +68,15 @@ class Remembered(NamedTuple):
             raise ValueError(f"it holds {len(found)} leases and says {self.header.leases}")
         return found
 
+    def own(self) -> Lease | None:
+        """Our own lease; without reading the others, for which there may be no need.
+
+        Raises:
+            ValueError: as ``leases``.
+        """
+        at = (b"\n" + self.rows).find(b"\n[" + msgspec.json.encode(self.header.own) + b",")
+        return _read_row(self.rows[at:].partition(b"\n")[0])[1] if at >= 0 else None
+
     def operator(self) -> tuple[IP | None, IP | None]:
         """See ``Store.operator_addresses``."""
         v4, v6 = (parse_ip(text) if text else None for text in self.header.operator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flanneld.model.addr import IP, Prefix, parse_ip
 from flanneld.model.lease import Lease, LeaseAttrs
@@ -53,6 +54,9 @@ def test_what_was_written_is_read(table: dict[str, Lease]) -> None:
     found = decode(file_of(table))
     assert found.leases() == table
     assert found.header.config == HEADER.config
+    for key in table:
+        assert decode(b"".join(encode(replace(HEADER, own=key), table))).own() == table[key]
+    assert decode(b"".join(encode(replace(HEADER, own="nobody's key"), table))).own() is None
     assert found.operator() == (parse_ip("192.0.2.1"), None)
 
 
