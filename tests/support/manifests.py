@@ -51,7 +51,8 @@ import helm_python as helm
 ask = json.load(sys.stdin)
 try:
     if ask["do"] == "lint":
-        said = helm.lint(ask["chart"], ask["values"], strict=True, kube_version=ask["kubernetes"], namespace="kube-flannel")
+        release = {"kube_version": ask["kubernetes"], "namespace": "kube-flannel"}
+        said = helm.lint(ask["chart"], ask["values"], strict=True, **release)
     else:
         with helm.Chart.load(ask["chart"]) as chart:
             said = chart.render(ask["values"], name="flannel", namespace="kube-flannel")
