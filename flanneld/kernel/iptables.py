@@ -266,6 +266,8 @@ async def _choice_by_rules(family: Family) -> Tool | None:
     Source: kubernetes pkg/kubelet, KUBE-IPTABLES-HINT; kubernetes-sigs/iptables-wrappers.
     """
     tools = [tool for variant in _INFIX if (tool := _variant(family, variant))]
+    if xtables.tables(family) is None:  # legacy tables are root's, whatever capabilities others have
+        tools = [tool for tool in tools if tool.variant != "legacy"]
     if len(tools) < 2:
         return next(iter(tools), None)
     saved = {tool: await _saved_by_both(tool.variant) for tool in tools}
