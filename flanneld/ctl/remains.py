@@ -123,13 +123,19 @@ async def _look(scope: Scope, kernel: Rtnl) -> tuple[cleanup.Devices, list[tuple
 
 def defaults_of(devices: Iterable[str]) -> dict[str, str]:
     """By path below ``/proc/sys``, what the settings that we change are for a new device."""
-    found = {}
-    for name in devices:
-        for version, kind, key in _SETTINGS:
-            with contextlib.suppress(OSError):
-                default = Path(f"/proc/sys/net/{version}/{kind}/default/{key}").read_text().strip()
-                found[f"net/{version}/{kind}/{name}/{key}"] = default
-    return found
+    return {
+        f"net/{version}/{kind}/{name}/{key}": value
+        for version, kind, key in _SETTINGS
+        if (value := _default(f"net/{version}/{kind}", key))
+        for name in devices
+    }
+
+
+def _default(directory: str, key: str) -> str:
+    for model in ("default", "lo"):  # network namespaces have no default of their own for neighbours
+        with contextlib.suppress(OSError):
+            return Path("/proc/sys", directory, model, key).read_text().strip()
+    return ""
 
 
 _SETTINGS = [

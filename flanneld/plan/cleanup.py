@@ -95,13 +95,13 @@ def describe(op: Op, observed: State) -> str:
         return str(op.obj)
     name = op.obj.name
     counts = {
-        "addresses": sum(a.link == name for a in observed.addresses),
-        "routes": sum(r.link == name for r in observed.routes),
-        "neighbours": sum(n.link == name for n in observed.neighbours.values()),
-        "forwarding entries": sum(f.link == name for f in observed.fdb.values()),
+        ("address", "addresses"): sum(a.link == name for a in observed.addresses),
+        ("route", "routes"): sum(r.link == name for r in observed.routes),
+        ("neighbour", "neighbours"): sum(n.link == name for n in observed.neighbours.values()),
+        ("forwarding entry", "forwarding entries"): sum(f.link == name for f in observed.fdb.values()),
     }
-    along = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return f"{op.obj}" + (f", with its {along}" if along else "")
+    along = ", ".join(f"{count} {words[count != 1]}" for words, count in counts.items() if count)
+    return f"{op.obj}" + (f", with {along}" if along else "")
 
 
 # ---- leaving a host to Go flanneld ---------------------------------------------------------------------

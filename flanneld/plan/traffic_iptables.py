@@ -108,10 +108,9 @@ def _remnant(found: Found, networks: Sequence[Prefix]) -> Remnant:
     rules = [(text, blocks_named([spec.rule()] if spec else [])) for text, spec in found.specs]
     blocks = frozenset[Prefix]().union(*(named for _text, named in rules))
     others = frozenset(b for b in blocks if not any(network.covers(b) for network in networks))
-    if others:
-        mine = [text for text, named in rules if named and not named & others]
-        lines = [f"-D {text}" for text in mine]
-        what = f"{len(mine)} rules of chain {place.chain}"
+    mine = [text for text, named in rules if named and not named & others]
+    if others and mine:
+        lines, what = [f"-D {text}" for text in mine], f"{len(mine)} rules of chain {place.chain}"
     else:
         lines, _reasons = _take_down(found)
         parents = len(found.strays) + len(found.jumps) + len(found.others)
