@@ -11,7 +11,7 @@ import pytest
 import flanneld
 from flanneld.model.netconf_parse import parse_netconf
 from tests.support import manifests
-from tests.support.manifests import BUILDS, KUBERNETES, SINGLE_FILE, Object
+from tests.support.manifests import BUILDS, CLEANUP, KUBERNETES, SINGLE_FILE, Object
 from tests.support.tell import Tell
 
 pytestmark = [pytest.mark.needs("kubectl"), pytest.mark.needs("kubernetes-validate")]
@@ -33,7 +33,7 @@ def daemonsets(build: str) -> list[Object]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_takes_every_build(version: str, tell: Tell, tmp_path: Path) -> None:
-    files = [SINGLE_FILE]
+    files = [SINGLE_FILE, CLEANUP]
     for name in BUILDS:
         files.append(tmp_path / f"{name.replace('/', '-')}.yaml")
         files[-1].write_text(manifests.build(name))
@@ -76,9 +76,9 @@ def test_objects_have_the_names_that_flannel_gives_them() -> None:
 
 
 def test_image_is_one_line_and_of_this_version() -> None:
-    lines = [line for line in SINGLE_FILE.read_text().splitlines() if " image: " in line]
-    assert len(lines) == 1
-    assert f"/flanneld:{flanneld.__version__} " in lines[0]
+    for file in (SINGLE_FILE, CLEANUP):
+        (line,) = [line for line in file.read_text().splitlines() if "/flanneld:" in line]
+        assert f"/flanneld:{flanneld.__version__} " in line
 
 
 @pytest.mark.parametrize("build", BUILDS)

@@ -21,7 +21,7 @@ from flanneld.lab.node import Host
 from flanneld.model.addr import Family
 from tests.conftest import MakeLab
 from tests.support import cluster, manifests
-from tests.support.manifests import KUBERNETES, Object
+from tests.support.manifests import CLEANUP, KUBERNETES, Object
 from tests.support.pod_sandbox import Cluster, PodSandbox
 from tests.support.tell import Tell
 from tests.support.wait import until
@@ -177,6 +177,28 @@ async def test_udp_without_bpf_goes_on_more_slowly(
     bed.check_traffic()
     assert "udp data path gso (" in pods[0].log()
     tell(next(line.partition("] ")[2] for line in pods[0].log().splitlines() if "udp data path kernel is not" in line))
+
+
+async def test_cleanup_leaves_nothing_on_a_node(
+    make_lab: MakeLab, stack: ExitStack, tmp_path: Path, tell: Tell
+) -> None:
+    objects = manifests.kustomized("base")
+    daemonset = manifests.one(objects, "DaemonSet")
+    bed = Bed(make_lab(2, cni=True), tmp_path, stack)
+    _, given = bed.api(objects)
+    pods = await bed.start(daemonset, given)
+    (cleanup,) = manifests.documents(CLEANUP.read_text())
+    (container,) = manifests.pod_spec(cleanup)["initContainers"]
+    host, directory = bed.lab.hosts[0], tmp_path / bed.lab.hosts[0].name
+    pods[0].stop()
+    with PodSandbox(host.netns, cleanup, directory, given, container) as sandbox:
+        assert sandbox.wait(20) == 0, sandbox.log()
+    assert "flannel" not in host.ip("link") + host.ip("route")
+    assert "flannel" not in host.run("iptables-save").stdout.lower()
+    left = [path.relative_to(sandbox.host) for path in sandbox.host.rglob("*") if path.is_file()]
+    kept = [path for path in left if path.parts[:3] != ("var", "lib", "flanneld")]  # who the machine is
+    assert {path.name for path in kept} == {"machine-id", "xtables.lock"}
+    tell("; ".join(sandbox.log().splitlines()))
 
 
 async def test_two_networks_on_one_node_leave_each_other_alone(

@@ -17,6 +17,7 @@ from flanneld.goflags import scan
 KUBERNETES = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 CHART = KUBERNETES / "chart"
 SINGLE_FILE = KUBERNETES / "kube-flannel.yml"
+CLEANUP = KUBERNETES / "cleanup.yaml"
 BUILDS = ("base", *sorted(f"overlays/{path.name}" for path in (KUBERNETES / "overlays").iterdir()))
 """All that ``kubectl apply -k`` takes, below ``deploy/kubernetes``."""
 

@@ -44,12 +44,15 @@ class PodSandbox:
         daemonset: what the pod is made from.
         directory: one of this host: ``directory/host`` is the host's file system as its pods see it.
         cluster: what the cluster gives to its pods.
+        container: one of the pod's; the daemon's unless told.
     """
 
-    def __init__(self, netns: str, daemonset: Object, directory: Path, cluster: Cluster) -> None:
+    def __init__(
+        self, netns: str, daemonset: Object, directory: Path, cluster: Cluster, container: Object | None = None
+    ) -> None:
         self._netns = netns
         self._spec = manifests.pod_spec(daemonset)
-        self._container = manifests.flanneld(daemonset)
+        self._container = container or manifests.flanneld(daemonset)
         self._directory: Path = directory / daemonset["metadata"]["name"]
         self._cluster = cluster
         self._node = directory.name
@@ -67,6 +70,15 @@ class PodSandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait until the program has ended by itself; its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def stop(self) -> None:
+        """As the kubelet stops a container: SIGTERM, and SIGKILL when the time of grace is over, which is a failure."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -103,7 +115,7 @@ class PodSandbox:
         for path in dict.fromkeys(("/usr", sys.base_prefix, str(REPOSITORY), sys.prefix)):
             lines += _bind(path, path, is_directory=True, read_only=True)
         lines += [f"touch dev/{name}; mount --bind /dev/{name} dev/{name}" for name in DEVICES]
-        lines += [f"ln -s {Path(sys.executable).with_name('flanneld')} opt/bin/flanneld"]
+        lines += [f"ln -s {Path(sys.executable).with_name(name)} opt/bin/{name}" for name in ("flanneld", "flannelctl")]
         for mount in self._container["volumeMounts"]:
             source, is_directory = self._volume(mount["name"])
             lines += _bind(source, mount["mountPath"], is_directory, mount.get("readOnly", False))
