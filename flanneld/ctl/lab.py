@@ -15,6 +15,7 @@ from flanneld.errors import ConfigError, UsageError
 from flanneld.flag_values import boolean, choice, integer, something
 from flanneld.goflags import Flag, scan, usage
 from flanneld.lab import demo
+from flanneld.lab.cni import has_plugins
 from flanneld.lab.lab import Lab, names, remove, timed
 from flanneld.lab.spec import MAX_HOSTS, LabSpec
 from flanneld.report.table import render_table
@@ -64,7 +65,7 @@ BUILD_FLAGS = (
     ),
     Flag("etcd-members", integer(1, 3), "etcd members, 1 or 3", "N"),
     Flag("mtu", integer(576, 65535), "MTU of the underlay in bytes", "BYTES"),
-    Flag("cni", boolean, "make the pods with this machine's CNI plugins", ""),
+    Flag("cni", boolean, "make the pods with this machine's CNI plugins; with --store kube if there are any", ""),
     Flag("daemon", shlex.split, "command to run as daemon instead of our flanneld", "CMD"),
     NAME,
 )
@@ -89,8 +90,11 @@ def main(argv: Sequence[str]) -> int:
 def _up(argv: list[str]) -> int:
     spec = _spec(argv, default_name="lab")
     _terminate_like_interrupt()
-    Lab(spec).up(lambda what: timed(_say, what))
+    lab = Lab(spec)
+    lab.up(lambda what: timed(_say, what))
     _say(f"lab {spec.name!r} is up: flannelctl lab status | exec h1 | down")
+    if spec.store == "kube":
+        _say(f"its nodes: flannelctl lab exec h1 kubectl --kubeconfig={lab.kube.kubeconfig_file} get nodes")
     return 0
 
 
@@ -170,6 +174,8 @@ def _spec(argv: list[str], default_name: str, ephemeral: bool = False) -> LabSpe
     split = argv.index("--") if "--" in argv else len(argv)
     given = _flags(argv[:split], BUILD_FLAGS)
     backend = {"Type": given.pop("backend", DEFAULTS.backend), **dict(given.pop("set", ()))}
+    # a Kubernetes node without CNI plugins starts no pod at all, so there they are the rule
+    given.setdefault("cni", given.get("store") == "kube" and not given.get("daemon") and has_plugins())
     return LabSpec(
         name=given.pop("name", default_name),
         backend=backend,

@@ -90,6 +90,12 @@ def test_pods_of_two_hosts_reach_each_other_and_the_outside(make_lab: MakeLab, i
         assert len(addresses(host.pod)) == len(lab.spec.families)
 
 
+def test_pods_of_a_cluster_whose_leases_are_kubernetes_nodes_are_connected(make_lab: MakeLab) -> None:
+    lab = make_lab(3, store="kube", cni=True)
+    lab.up()
+    assert_all_pods_connected(lab)
+
+
 def test_pods_of_one_host_reach_each_other(make_lab: MakeLab) -> None:
     lab = make_lab(1, cni=True)
     lab.up()
