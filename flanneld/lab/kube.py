@@ -57,6 +57,11 @@ class Kube:
         """What its certificate is verified with."""
         return self._directory / "ca.crt"
 
+    @property
+    def kubeconfig_file(self) -> Path:
+        """The administrator's, for kubectl."""
+        return self._directory / "kubeconfig"
+
     # the process
 
     def set_up(self) -> None:
@@ -66,6 +71,7 @@ class Kube:
             Unavailable: it does not serve within 20 s; the sentence quotes its log.
         """
         Authority(self._directory).issue(self._address)
+        _write_secret(self.kubeconfig_file, self.kubeconfig(ADMIN_TOKEN))
         self.start()
         for number in range(1, self._spec.hosts + 1):
             self.add_node(number)
@@ -130,8 +136,7 @@ class Kube:
         directory.mkdir(parents=True, exist_ok=True)
         kubeconfig, net_conf = directory / "kubeconfig", directory / "net-conf.json"
         if not kubeconfig.exists():
-            kubeconfig.touch(mode=0o600)
-            kubeconfig.write_text(json.dumps(self.kubeconfig(FLANNEL_TOKEN), indent=1) + "\n")  # JSON is YAML too
+            _write_secret(kubeconfig, self.kubeconfig(FLANNEL_TOKEN))
         if not net_conf.exists():
             net_conf.write_text(self._spec.network_config() + "\n")
         return ["--kube-subnet-mgr", f"--kubeconfig-file={kubeconfig}", f"--net-config-path={net_conf}"]
@@ -140,8 +145,8 @@ class Kube:
         """The variables of a daemon's container."""
         return {"NODE_NAME": node_name(number)}
 
-    def kubeconfig(self, token: str = ADMIN_TOKEN) -> Json:
-        """A kubeconfig for kubectl or a daemon."""
+    def kubeconfig(self, token: str) -> Json:
+        """A kubeconfig with one user's token."""
         return {
             "apiVersion": "v1",
             "kind": "Config",
@@ -234,6 +239,11 @@ class Kube:
 def node_name(number: int) -> str:
     """The Node of a host."""
     return f"h{number}"
+
+
+def _write_secret(path: Path, config: Json) -> None:
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(config, indent=1) + "\n")  # JSON is YAML too
 
 
 def _path(number: int) -> str:

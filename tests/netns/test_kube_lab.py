@@ -204,7 +204,8 @@ def test_the_lab_command_builds_shows_and_removes_it() -> None:
 
     name = "tkube"
     try:
-        flannelctl("up", "--name", name, "--store=kube", "--hosts=2")
+        said = flannelctl("up", "--name", name, "--store=kube", "--hosts=2")
+        assert "kubectl --kubeconfig=" in said
         [shown] = json.loads(flannelctl("status", "--name", name, "-o", "json"))
         assert shown["kube"] == "serving at https://198.18.0.2:6443"
         assert [host["subnet"] for host in shown["hosts"]] == ["10.244.1.1/24", "10.244.2.1/24"]
