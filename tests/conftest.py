@@ -127,6 +127,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "kubectl": lambda: programs.no_script("kubectl"),
     "helm": lambda: programs.no_module("helm_python"),
     "yamllint": lambda: programs.no_script("yamllint"),
+    "cel": lambda: programs.no_module("cel"),
 }
 
 MakeLab = Callable[..., Lab]
