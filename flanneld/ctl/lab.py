@@ -94,9 +94,8 @@ def _up(argv: list[str]) -> int:
     lab.up(lambda what: timed(_say, what))
     _say(f"lab {spec.name!r} is up: flannelctl lab status | exec h1 | down")
     if spec.store == "kube":
-        _say(
-            f"its nodes: flannelctl lab exec --name {spec.name} h1 kubectl --kubeconfig={lab.kube.kubeconfig_file} get nodes"
-        )
+        kubectl = f"kubectl --kubeconfig={lab.kube.kubeconfig_file}"
+        _say(f"its nodes: flannelctl lab exec --name {spec.name} h1 {kubectl} get nodes")
     return 0
 
 
