@@ -278,7 +278,14 @@ class Daemon:
         self._env = env.render()
         self._file.update(self._env)
         self._file_problem(self._file.problem)
-        self._cni_conf = cni_conf.render(self._options.cni_conf_form, env, str(self._file.path.absolute()))
+        options = self._options
+        self._cni_conf = cni_conf.render(
+            options.cni_conf_form,
+            env,
+            str(self._file.path.absolute()),
+            options.cni_network_name,
+            options.cni_bridge,
+        )
 
     def _env_now(self) -> bytes:
         """What subnet.env should say; asked at every look at the file, so its state is told here too."""

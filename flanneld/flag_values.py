@@ -98,6 +98,20 @@ def file_name(text: str) -> str:
     return text
 
 
+def network_name(text: str) -> str:
+    """The name of a CNI network. Source: CNI specification 1.0, "name" of a network configuration."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", text):
+        raise ValueError("use letters, digits, dots, dashes and underscores, a letter or digit first")
+    return text
+
+
+def device_name(text: str) -> str:
+    """The name of a network device. Source: Linux, dev_valid_name and IFNAMSIZ."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", text):
+        raise ValueError("use at most 15 letters, digits, dots, dashes and underscores")
+    return text
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """One of a few words."""
 

@@ -23,6 +23,7 @@ from flanneld.model.lease import Claim
 from flanneld.model.netconf import FamilyConf, NetConf
 from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.options import Options
+from flanneld.plan.bridges import misplaced
 from flanneld.plan.extiface import select
 from flanneld.report.state_dir import StateDir
 from flanneld.report.subnet_file import SubnetFile
@@ -105,6 +106,10 @@ async def _attempt(
         raise Unavailable(str(exc)) from exc
     subnets = {f: s for f, s in zip(Family, (own.subnet, own.subnet6), strict=True) if s}
     log.info("lease acquired subnet=%s public=%s", own.name(), own.attrs.where())
+    known = [part.network for family in conf.families() if (part := conf.family(family))]
+    known += [network for network in (before.network, before.network6) if network]
+    for text in misplaced(host_net(options), ext.name, known, subnets):
+        log.warning("%s", text)
     state.remember(own.subnet, own.subnet6)
     return Standing(
         identity,

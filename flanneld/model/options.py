@@ -56,6 +56,10 @@ class Options(EtcdOptions):
     """Where to keep a CNI configuration list; empty = none is written."""
     cni_conf_name: str = "10-flannel.conflist"
     """Its file name; runtimes take the first of the directory in alphabetical order."""
+    cni_network_name: str = "cbr0"
+    """Name of the network in it, under which host-local counts addresses; another one for a second network."""
+    cni_bridge: str = "cni0"
+    """The bridge in it; another one for a second network."""
     cni_conf_form: str = "bridge"
     """``bridge``: plain plugins; ``flannel``: delegated to flannel's own plugin (contract 10.8)."""
     healthz_port: int = 0

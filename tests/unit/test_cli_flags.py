@@ -44,6 +44,8 @@ ACCEPTED: list[tuple[str, str, str, object]] = [
     ("kube-subnet-mgr", "true", "kube_subnet_mgr", True),
     ("cni-conf-dir", "/etc/cni/net.d", "cni_conf_dir", "/etc/cni/net.d"),
     ("cni-conf-name", "05-x.conflist", "cni_conf_name", "05-x.conflist"),
+    ("cni-bridge", "cni1", "cni_bridge", "cni1"),
+    ("cni-network-name", "second", "cni_network_name", "second"),
     ("cni-conf-form", "flannel", "cni_conf_form", "flannel"),
     ("set-node-network-unavailable", "true", "set_node_network_unavailable", True),
     ("kube-api-url", "https://k:6443", "kube_api_url", "https://k:6443"),
@@ -83,6 +85,8 @@ REFUSED = [
     ("log_backtrace_at", "app.go:1", "use --vmodule instead, no line can be given a backtrace here"),
     ("cni-conf-name", "net.d/10-x.conflist", "use a file name that ends in .conflist, without a directory"),
     ("cni-conf-name", "10-x.yaml", "use a file name that ends in .conflist, without a directory"),
+    ("cni-bridge", "a-name-of-17-char", "use at most 15 letters"),
+    ("cni-network-name", "my net", "use letters, digits, dots, dashes and underscores"),
     ("cni-conf-form", "calico", "use bridge or flannel"),
 ]
 
