@@ -11,6 +11,7 @@ import pytest
 import flanneld
 from flanneld.model.netconf_parse import parse_netconf
 from tests.support import manifests
+from tests.support.admission import POLICY
 from tests.support.manifests import BUILDS, CLEANUP, KUBERNETES, SINGLE_FILE, Object
 from tests.support.tell import Tell
 
@@ -34,6 +35,8 @@ def daemonsets(build: str) -> list[Object]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_takes_every_build(version: str, tell: Tell, tmp_path: Path) -> None:
     files = [SINGLE_FILE, CLEANUP]
+    if version >= "1.32":
+        files.append(POLICY)
     for name in BUILDS:
         files.append(tmp_path / f"{name.replace('/', '-')}.yaml")
         files[-1].write_text(manifests.build(name))

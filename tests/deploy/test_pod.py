@@ -21,6 +21,7 @@ from flanneld.lab.node import Host
 from flanneld.model.addr import Family
 from tests.conftest import MakeLab
 from tests.support import cluster, manifests
+from tests.support.admission import refusals
 from tests.support.manifests import CLEANUP, KUBERNETES, Object
 from tests.support.pod_sandbox import Cluster, PodSandbox
 from tests.support.tell import Tell
@@ -29,7 +30,7 @@ from tests.support.wait import until
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.etcd,
-    pytest.mark.needs("kubectl", "kubernetes-validate", "vxlan", "iptables", "nft", "cni"),
+    pytest.mark.needs("kubectl", "kubernetes-validate", "cel", "vxlan", "iptables", "nft", "cni"),
 ]
 
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21, "BPF": 39}
@@ -139,6 +140,7 @@ async def test_pods_on_kubernetes_nodes_reach_each_other(
     families = 1 + ("IPv6Network" in data["net-conf.json"])
     bed = Bed(make_lab(2, ipv6="on" if families == 2 else "off", cni=True), tmp_path, stack)
     api, given = bed.api(objects, families)
+    before = api.node("h1")
     daemonset = manifests.one(objects, "DaemonSet")
     pods = await bed.start(daemonset, given)
     bed.connect(pods)
@@ -147,6 +149,8 @@ async def test_pods_on_kubernetes_nodes_reach_each_other(
     used = {(seen.verb, str(seen.request.resource and seen.request.resource.resource)) for seen in api.requests}
     assert used == cluster.rights_of(objects), "granted and never used, or used and not granted"
     assert all(seen.code < 400 for seen in api.requests)
+    assert refusals(before, api.node("h1"), "h1") == []
+    assert refusals(before, api.node("h1"), "h2")
     tell(f"{build} {further or ''}: {limits(pods[0], daemonset)}; used each of {len(used)} permissions")
     if build == "overlays/udp":
         assert "udp data path kernel" in pods[0].log()
