@@ -74,6 +74,7 @@ class Batch(NamedTuple):
     """``ADDED``, ``MODIFIED`` and ``DELETED``, in order; may be none."""
     revision: str
     """A new watch goes on from it."""
+    has_bookmark: bool
     completes_list: bool
     """Whether all that was there at the beginning has been told now; of streamed lists only."""
 
@@ -137,6 +138,9 @@ class NodeFeed:
                 yield _as_page(batch)
                 if batch.completes_list:
                     return
+                if batch.has_bookmark:  # which comes in its time from servers that did not understand the question
+                    self._http.streams_lists = False
+                    raise Broken(f"{self._http.access.server} does not stream lists")
         raise Broken(f"{self._http.access.server} ended a list before it was complete")
 
     async def _paged(self) -> AsyncGenerator[Page, None]:
@@ -247,7 +251,7 @@ class NodeFeed:
 
     async def _batch(self, lines: list[bytes], revision: str) -> Batch:
         events: list[Event] = []
-        completes_list = False
+        has_bookmark = completes_list = False
         for count, line in enumerate(lines, 1):
             try:
                 event = decode_event(line)
@@ -258,12 +262,13 @@ class NodeFeed:
                 raise self._told(event.object)
             revision = event.object.metadata.resource_version or revision
             if event.type == "BOOKMARK":  # it looks like a node without a name
+                has_bookmark = True
                 completes_list |= _END_OF_LIST in event.object.annotations
             else:
                 events.append(event)
             if count % BREATH == 0:
                 await asyncio.sleep(0)
-        return Batch(events, revision, completes_list)
+        return Batch(events, revision, has_bookmark, completes_list)
 
     def _told(self, status: Node) -> Unavailable:
         """The error that a server tells inside a watch that began with 200."""
