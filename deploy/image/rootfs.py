@@ -54,6 +54,7 @@ NO_FILE = re.compile(r"^bin/|\.(pyi|pyx|pxd|c|h)$|/_testcapi\.|^_?yaml/_yaml\.[^
 USERS = "root:x:0:0:root:/:/none\nflanneld:x:65532:65532:flanneld:/:/none\n"
 GROUPS = "root:x:0:\nflanneld:x:65532:\n"
 DIRECTORIES = {"run": 0o755, "tmp": 0o1777, "proc": 0o555, "sys": 0o555, "dev": 0o755, "var/lib/flanneld": 0o755}
+DIRECTORIES |= {"usr/share/doc/flanneld": 0o755}
 
 
 def main() -> None:
@@ -77,7 +78,10 @@ def main() -> None:
 def trim(packages: Path) -> None:
     """Take out of the Python packages what nobody runs."""
     for path in sorted(packages.rglob("*")):
-        if path.is_file() and NO_FILE.search(path.relative_to(packages).as_posix()):
+        if path.is_dir():
+            continue
+        path.chmod(0o644)  # some wheels have programs where modules are meant
+        if NO_FILE.search(path.relative_to(packages).as_posix()):
             path.unlink()
     (packages / "bin").rmdir()
     subprocess.run(["strip", "--strip-unneeded", *packages.rglob("*.so")], check=True)

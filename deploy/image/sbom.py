@@ -29,10 +29,10 @@ def main() -> None:
     """Write the bill of the directory that the command line names into it."""
     root = Path(sys.argv[1])
     target = root / PLACE
-    target.parent.mkdir(parents=True, exist_ok=True)
     moment = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     target.write_text(json.dumps(document(root, moment), indent=1, ensure_ascii=False) + "\n")
-    os.utime(target, (moment, moment))
+    for path in (target, target.parent):
+        os.utime(path, (moment, moment))
 
 
 def document(root: Path, moment: int) -> dict[str, Any]:
