@@ -23,12 +23,15 @@ from flanneld.flag_values import boolean, integer
 from flanneld.goflags import Flag, scan, usage
 from flanneld.kernel.place import place
 from flanneld.kernel.rtnl import Rtnl
+from flanneld.model import remembered
 from flanneld.model.addr import Prefix, format_ip
 from flanneld.model.lease_codec import decode_attrs, parse_key
+from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.options import Options
 from flanneld.model.subnet_env import PreviousEnv
 from flanneld.plan.cleanup import Scope
 from flanneld.report import state_file
+from flanneld.report.control import socket_path
 from flanneld.report.state_dir import SUBNETS, StateDir, known_identity
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.startup import alias_of
@@ -101,24 +104,34 @@ async def _cleanup(options: Options, wish: Mapping[str, object]) -> int:
 
 
 def _scope(options: Options, wish: Mapping[str, object], env: PreviousEnv, state: StateDir) -> Scope:
-    networks = wish.get("network", ())
-    named = networks if isinstance(networks, tuple) else ()
+    named = wish.get("network")
+    named = named if isinstance(named, tuple) else ()
     kept = state_file.peek(state.file(".json"), SUBNETS)
     texts = [text for text in (kept.subnet, kept.subnet6) if text] if kept else []
     vni = wish.get("vni")
+    networks = [network for network in (env.network, env.network6) if network] or _remembered(state.file(".cache"))
     return Scope(
         alias_of(options),
-        (*named, *(network for network in (env.network, env.network6) if network)),
+        (*named, *networks),
         tuple({subnet for subnet in (env.subnet, env.subnet6, *map(Prefix.parse, texts)) if subnet}),
         frozenset({f"flannel.{vni}", f"flannel-v6.{vni}"}) if vni else frozenset(),
     )
+
+
+def _remembered(path: Path) -> list[Prefix]:
+    """The networks of the configuration that the daemon saw last, should subnet.env be gone."""
+    try:
+        conf = parse_netconf(remembered.decode(path.read_bytes()).header.config.encode(), allocates=False)
+    except (OSError, ValueError, ConfigError):
+        return []
+    return [part.network for family in conf.families() if (part := conf.family(family))]
 
 
 async def _find(options: Options, wish: Mapping[str, object], scope: Scope, state: StateDir, kernel: Rtnl) -> Remains:
     if wish.get("handover"):
         return await remains.to_hand_over(scope, kernel)
     found = await remains.in_kernel(scope, kernel) + await remains.in_firewall(scope)
-    found += remains.subnet_file(Path(options.subnet_file))
+    found += remains.subnet_file(Path(options.subnet_file)) + remains.control_socket(socket_path(options.subnet_file))
     if options.cni_conf_dir:
         found += remains.cni_file(Path(options.cni_conf_dir, options.cni_conf_name))
     if wish.get("lease"):
@@ -207,30 +220,37 @@ def _running(options: Options, pid: str) -> ConfigError:
 
 
 def _daemon_pid(options: Options) -> str:
-    """A process in our network namespace that is a flanneld, of either kind, with our prefix or subnet file."""
+    """A process in our network namespace that is a flanneld, of either kind, of our network or with our file."""
     here = Path("/proc/self/ns/net").stat()
-    for entry in os.listdir("/proc"):
-        if not entry.isdecimal() or int(entry) == os.getpid():
-            continue
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        process = Path("/proc", entry)
         try:
-            space = os.stat(f"/proc/{entry}/ns/net")
-            words = Path(f"/proc/{entry}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            space = (process / "ns/net").stat()
+            words = _strings(process / "cmdline")
+            environ = _strings(process / "environ")
         except OSError:
             continue  # it has just ended
-        if (space.st_dev, space.st_ino) == (here.st_dev, here.st_ino) and _is_ours(words, options):
+        same_space = (space.st_dev, space.st_ino) == (here.st_dev, here.st_ino)
+        if same_space and _serves(words, environ, options):
             return entry
     return ""
 
 
-def _is_ours(words: Sequence[str], options: Options) -> bool:
-    programs = [os.path.basename(word) for word in words[:3]]
+def _strings(path: Path) -> list[str]:
+    return path.read_bytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+
+def _serves(words: Sequence[str], environ: Sequence[str], options: Options) -> bool:
+    """Whether a command line is that of a daemon that would undo what we do."""
+    programs = [os.path.basename(word) for word in words[:3]]  # a script has its interpreter before it
     if "flanneld" not in programs:
         return False
-    values = dict(word.lstrip("-").partition("=")[::2] for word in words if word.startswith("-"))
-    default = Options()
-    prefix = values.get("etcd-prefix", default.etcd_prefix)
-    file = values.get("subnet-file", default.subnet_file)
-    return prefix == options.etcd_prefix or file == options.subnet_file
+    try:
+        given = scan(words[programs.index("flanneld") + 1 :], DAEMON_FLAGS).values
+        theirs = daemon_options(given, dict(entry.partition("=")[::2] for entry in environ))
+    except UsageError:
+        return True  # flags of another version
+    return theirs.network_id == options.network_id or theirs.subnet_file == options.subnet_file
 
 
 # ---- the lease -----------------------------------------------------------------------------------------

@@ -233,6 +233,11 @@ def subnet_file(path: Path) -> Remains:
     return Remains((_file(path),))
 
 
+def control_socket(path: Path) -> Remains:
+    """What a killed daemon was asked through (``report/control.py``)."""
+    return Remains((_file(path),)) if path.is_socket() else Remains()
+
+
 def cni_file(path: Path) -> Remains:
     """The CNI configuration list, if nobody has changed it."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -294,6 +295,48 @@ def test_without_yes_and_without_a_terminal_it_shows_and_does_nothing(make_lab: 
     assert any(line.startswith("  link flannel.1 ") and "with 2 addresses" in line for line in lines)
     assert f"  file {host.daemon.subnet_file}" in lines
     assert subnet in host.ip("addr", "show", "dev", "flannel.1")
+    assert differences(before, snapshot(host)) == []
+
+
+@pytest.mark.parametrize(("answer", "status"), [("n", 1), ("y", 0)])
+def test_at_a_terminal_it_asks(make_lab: MakeLab, answer: str, status: int) -> None:
+    lab = make_lab(1)
+    lab.up()
+    host = lab.host(1)
+    host.daemon.stop()
+    ours, theirs = pty.openpty()
+    argv = host.command(
+        sys.executable, "-m", "flanneld.ctl.main", "cleanup", f"--subnet-file={host.daemon.subnet_file}"
+    )
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs) as asking:
+        os.close(theirs)
+        shown = b""
+        while b"Go on? [y/N] " not in shown:
+            shown += os.read(ours, 4096)
+        os.write(ours, f"{answer}\n".encode())
+        assert asking.wait(20) == status
+    os.close(ours)
+    assert ("flannel.1" in host.ip("link")) is (answer == "n")
+
+
+def test_the_cni_configuration_goes_and_others_files_stay(make_lab: MakeLab) -> None:
+    lab = make_lab(1)
+    lab.up(daemons=False)
+    host = lab.host(1)
+    conf_dir = host.directory / "net.d"
+    conf_dir.mkdir()
+    (conf_dir / "90-other.conflist").write_text("{}")
+    before = snapshot(host)
+    flag = f"--cni-conf-dir={conf_dir}"
+    host.daemon.start(flag)
+    host.daemon.wait_ready()
+    host.daemon.stop()
+    ours = conf_dir / "10-flannel.conflist"
+    text = ours.read_text()
+    ours.write_text(text.replace('"bridge"', '"macvlan"'))
+    assert f"stays: file {ours}: not as we write it" in cleanup(host, "--dry-run", flag).stderr
+    ours.write_text(text)
+    cleanup(host, "--yes", "--state", flag)
     assert differences(before, snapshot(host)) == []
 
 

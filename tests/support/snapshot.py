@@ -42,7 +42,7 @@ def snapshot(host: Host) -> Snapshot:
         "nft": nft_rules(host),
         **{tool: iptables_rules(host, tool) for tool in IPTABLES},
         "sysctls": _lines(host, "sysctl", "-a", "--pattern", r"^net\.", but=_VOLATILE),
-        "files": sorted(str(path) for path in host.directory.rglob("*") if path.is_file() and _is_kept(path.name)),
+        "files": sorted(str(path) for path in host.directory.rglob("*") if not path.is_dir() and _is_kept(path.name)),
     }
 
 
