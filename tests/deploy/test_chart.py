@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -226,6 +229,49 @@ def test_notes_say_what_is_left_to_do() -> None:
     assert "rollout status" in notes
     assert "still the placeholder" in notes
     assert "Not used" in helm_template(FLANNEL_0_28)["NOTES.txt"]
+
+
+@pytest.fixture
+def api_with_namespace() -> Iterator[Callable[[str], str]]:
+    """An API server that has the namespace kube-flannel, made by a Helm release of the given name; its URL."""
+    served: list[ThreadingHTTPServer] = []
+
+    def serve(release: str) -> str:
+        metadata = {"name": "kube-flannel", "annotations": {"meta.helm.sh/release-name": release}}
+        kind = {"name": "namespaces", "namespaced": False, "kind": "Namespace", "verbs": ["get"]}
+        pages = {
+            "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": [kind]},
+            "/api/v1/namespaces/kube-flannel": {"kind": "Namespace", "apiVersion": "v1", "metadata": metadata},
+        }
+
+        class Pages(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = json.dumps(pages[self.path.partition("?")[0]]).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        served.append(ThreadingHTTPServer(("127.0.0.1", 0), Pages))
+        Thread(target=served[-1].serve_forever).start()
+        return f"http://127.0.0.1:{served[-1].server_port}"
+
+    yield serve
+    for server in served:
+        server.shutdown()
+        server.server_close()
+
+
+def test_upgrade_of_flannels_release_does_not_delete_the_namespace(api_with_namespace: Callable[[str], str]) -> None:
+    """Flannel's chart has it in the release, and Helm deletes what a release has no more: with everything in it."""
+    (namespace,) = manifests.documents(helm_template(api=api_with_namespace("flannel"))["namespace.yaml"])
+    assert namespace["metadata"]["name"] == "kube-flannel"
+    assert namespace["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not manifests.documents(helm_template(api=api_with_namespace("another"))["namespace.yaml"])
 
 
 def test_every_value_is_in_the_readme() -> None:

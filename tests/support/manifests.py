@@ -54,6 +54,10 @@ try:
     if ask["do"] == "lint":
         release = {"kube_version": ask["kubernetes"], "namespace": "kube-flannel"}
         said = helm.lint(ask["chart"], ask["values"], strict=True, **release)
+    elif ask["api"]:
+        config = helm.Config(kube_apiserver=ask["api"], namespace="kube-flannel")
+        with helm.Chart.load(ask["chart"]) as chart, config:
+            said = config.render(chart, ask["values"], name="flannel", namespace="kube-flannel", is_upgrade=True)
     else:
         with helm.Chart.load(ask["chart"]) as chart:
             said = chart.render(ask["values"], name="flannel", namespace="kube-flannel")
@@ -69,13 +73,17 @@ def helm_lint(values: Mapping[str, Any] | None = None, kubernetes: str = "v1.37.
     return _helm({"do": "lint", "chart": str(CHART), "values": values or {}, "kubernetes": kubernetes})
 
 
-def helm_template(values: Mapping[str, Any] | None = None) -> dict[str, str]:
+def helm_template(values: Mapping[str, Any] | None = None, api: str = "") -> dict[str, str]:
     """``helm template flannel deploy/kubernetes/chart --namespace kube-flannel``: text by template's file name.
+
+    Args:
+        values: of the release.
+        api: URL of an API server to ask, as an upgrade does; none without.
 
     Raises:
         ToolFailed: Helm, the values' schema or the chart refuses the values.
     """
-    rendered: dict[str, str] = _helm({"do": "render", "chart": str(CHART), "values": values or {}})
+    rendered: dict[str, str] = _helm({"do": "render", "chart": str(CHART), "values": values or {}, "api": api})
     return {path.rpartition("/")[2]: text for path, text in rendered.items()}
 
 
