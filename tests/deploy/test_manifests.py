@@ -191,7 +191,7 @@ def test_two_networks_share_nothing_on_a_node(tell: Tell) -> None:
     assert first["spec"]["selector"] != second["spec"]["selector"]
     given = manifests.flags(manifests.flanneld(second))
     plain = manifests.flags(manifests.flanneld(first))
-    defaults = {"subnet_file": "/run/flannel/subnet.env", "cni_conf_network": "cbr0", "cni_conf_bridge": "cni0"}
+    defaults = {"subnet_file": "/run/flannel/subnet.env", "cni_network_name": "cbr0", "cni_bridge": "cni0"}
     for field in ("healthz_port", *defaults):
         assert given[field] != plain.get(field, defaults.get(field)), field
     paths = [
