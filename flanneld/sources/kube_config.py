@@ -55,16 +55,21 @@ class Server(NamedTuple):
         """
         match = _URL.fullmatch(text.strip())
         port = int(match["port"] or 0) if match else 0
-        if match is None or port > 65535 or (match["port"] and port == 0):
-            raise ConfigError(f"{where} is not the URL of an API server: write it like https://10.0.0.1:6443")
-        host = match["host"]
-        if host.startswith("["):
-            try:
-                parse_ip(host[1:-1])
-            except ValueError as error:
-                raise ConfigError(f"{where}: {error}") from error
+        if match is None or port > 65535 or (match["port"] and port == 0) or not _is_host(match["host"]):
+            shown = "a URL with a user name" if "@" in text else repr(text)  # a password is not repeated
+            raise ConfigError(f"{where} is {shown}, which is no API server: write it like https://10.0.0.1:6443")
         tls = match["scheme"].lower() == "https"
-        return Server(tls, host.strip("[]"), port or (443 if tls else 80), (match["path"] or "").rstrip("/"))
+        host, path = match["host"].strip("[]"), (match["path"] or "").rstrip("/")
+        return Server(tls, host, port or (443 if tls else 80), path)
+
+
+def _is_host(host: str) -> bool:
+    if not host.startswith("["):
+        return True
+    try:
+        return len(parse_ip(host[1:-1])) == 16
+    except ValueError:
+        return False
 
 
 class Pem(NamedTuple):
@@ -119,13 +124,13 @@ def find_settings(
     """
     if not kubeconfig:
         if api_url:
-            return Settings(Server.parse(api_url, f"--kube-api-url {api_url!r}"), "--kube-api-url")
+            return Settings(Server.parse(api_url, "--kube-api-url"), "--kube-api-url")
         if found := _of_pod(environ, in_pod):
             return found
         kubeconfig = _usual_file(environ, home)
     settings = read_kubeconfig(Path(kubeconfig))
     if api_url:
-        settings = settings._replace(server=Server.parse(api_url, f"--kube-api-url {api_url!r}"))
+        settings = settings._replace(server=Server.parse(api_url, "--kube-api-url"))
     return settings
 
 
@@ -175,7 +180,7 @@ def read_kubeconfig(path: Path) -> Settings:
     if not (url := cluster.text("server")):
         raise cluster.wrong("server", "is not set: write the URL of the API server")
     settings = Settings(
-        Server.parse(url, f"{cluster.where}.server {url!r}"),
+        Server.parse(url, f"{cluster.where}: server"),
         f"kubeconfig {path}",
         cluster.pem("certificate-authority", path.parent),
         cluster.flag("insecure-skip-tls-verify"),
