@@ -139,6 +139,10 @@ class Claim(NamedTuple):
     """Our value, complete (contract 13.3); ``attrs.identity`` is this machine's."""
     previous: tuple[Prefix | None, Prefix | None]
     """Subnets (IPv4, IPv6) from subnet.env or the state directory; (None, None) = none known."""
+    in_use: bool = False
+    """Containers use the previous subnets at this moment: when others have them, say so before leasing new ones."""
+    lost: frozenset[str] = frozenset()
+    """Keys that another host took from us; never ours again by identity alone."""
 
 
 Changed = Callable[[str], None]

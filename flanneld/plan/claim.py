@@ -6,6 +6,7 @@ The identity in a lease decides; Go flanneld writes none, there the public addre
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
@@ -161,4 +162,45 @@ def judge(found: LeaseAttrs | None, confirmed: LeaseAttrs, wanted: LeaseAttrs) -
     if found in (confirmed, wanted):
         return Verdict.HOLDS
     whose = {holder(found, confirmed), holder(found, wanted)}
+    if Holder.UNSIGNED in whose and _is_elsewhere(found, confirmed, wanted):
+        return Verdict.LOST
     return Verdict.RESTORE if whose & {Holder.OURS, Holder.UNSIGNED} else Verdict.LOST
+
+
+_MAC = re.compile(rb'"VtepMAC"\s*:\s*"([^"]*)"', re.IGNORECASE)  # in any case, as Go reads it (contract 13.5)
+
+
+def tunnel_ends(attrs: LeaseAttrs) -> frozenset[bytes]:
+    """The MAC addresses of a vxlan host's devices; none of any other backend's."""
+    return frozenset(mac.lower() for mac in _MAC.findall(attrs.data + attrs.data6))
+
+
+def _is_elsewhere(found: LeaseAttrs, *ours: LeaseAttrs) -> bool:
+    """Whether a lease leads to another tunnel end than ours. Go flanneld on this host adopts our device and its MAC
+    (contract 13.8, 13.15), so a strange one is a second machine with our address (failure F19)."""
+    known = frozenset[bytes]().union(*map(tunnel_ends, ours))
+    return bool(known and tunnel_ends(found) - known)
+
+
+def is_displaced(step: Take | Remove | Create, claim: Claim) -> bool:
+    """Whether a step gives this host other subnets than those that its containers use now."""
+    if not claim.in_use or isinstance(step, Remove):
+        return False
+    got = subnets_of(step.lease) if isinstance(step, Take) else step.subnets
+    return got != Subnets(*claim.previous)
+
+
+def moved(before: str, now: str) -> str:
+    """What to tell the operator of a host that has another subnet now."""
+    return (
+        f"our subnet {before} belongs to another host by now, ours is {now}: restart the containers of this host, "
+        "which have addresses of the former one"
+    )
+
+
+def occupant(leases: Mapping[str, Lease], subnets: Subnets) -> str:
+    """Who has an address of these subnets, for sentences."""
+    for lease in leases.values():
+        if subnets_of(lease).overlaps(subnets):
+            return f"machine {lease.attrs.identity or '(no identity)'} at {lease.attrs.where()}"
+    return "another host"

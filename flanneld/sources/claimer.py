@@ -10,12 +10,13 @@ import asyncio
 import logging
 import secrets
 
-from flanneld.errors import Unavailable
+from flanneld.errors import LeaseLost, Unavailable
 from flanneld.model.lease import Claim, Lease, OwnLease
 from flanneld.model.lease_codec import render_key
 from flanneld.model.netconf import NetConf
 from flanneld.plan.allocate import Below, Subnets
-from flanneld.plan.claim import Create, Remove, Take, doubles, next_step, subnets_of
+from flanneld.plan.claim import Create, Remove, Take, doubles, is_displaced, next_step, occupant, subnets_of
+from flanneld.plan.guard import rival
 from flanneld.retry import backoff
 from flanneld.sources.outage import Outage
 from flanneld.sources.own_key import OwnKey
@@ -35,7 +36,6 @@ class Claimer:
         self._key = key
         self._below = below
         self._doubles: dict[str, str] = {}
-        self._unchecked = ""
 
     async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
         """See ``contracts.Store.acquire``."""
@@ -67,7 +67,7 @@ class Claimer:
         listing = await key.history.list(key.keys.subnets.encode())
         leases, unreadable = await key.reader.snapshot(listing.kvs)
         self._warn_of_doubles(leases)
-        match next_step(leases, unreadable, conf, claim, key.lost, self._below):
+        match self._decide(leases, unreadable, conf, claim):
             case Take() as step:
                 return previous, await self._take(step)
             case Create() as step:
@@ -77,6 +77,24 @@ class Claimer:
                     log.info("own lease removed, the network configuration has changed subnet=%s", lease.name())
                 # keep what can be kept, such as the IPv4 subnet when the network gains IPv6
                 return (previous if any(previous) else subnets_of(lease)), False
+
+    def _decide(
+        self, leases: dict[str, Lease], unreadable: list[Subnets], conf: NetConf, claim: Claim
+    ) -> Take | Remove | Create:
+        """The next step; ``LeaseLost`` instead of one that would leave the subnets that containers use."""
+        before = Subnets(*claim.previous)
+        try:
+            step = next_step(leases, unreadable, conf, claim, self._key.lost | claim.lost, self._below)
+        except Unavailable as error:
+            if claim.in_use:  # or ours would have been among the free ones
+                raise LeaseLost(f"our subnet {before} was leased to {occupant(leases, before)}; {error}") from error
+            raise
+        if is_displaced(step, claim):
+            raise LeaseLost(
+                f"our subnet {before} was leased to {occupant(leases, before)} while we could not renew it; "
+                "leasing another one"
+            )
+        return step
 
     async def _take(self, step: Take) -> bool:
         key, lease = self._key, step.lease
@@ -88,7 +106,7 @@ class Claimer:
             # Only where our identity stands: what Go flanneld or an operator granted may hold other keys too.
             key.grants.inherit(lease.ttl_id)
             await key.grants.settle_on(grant)
-        if step.key == self._unchecked and await self._is_beaten(step.key, subnets_of(lease)):
+        if await self._is_beaten(step.key, subnets_of(lease)):  # an earlier run may have died before it asked
             return False
         kind = "lease" if grant else "reservation"
         log.info("lease taken over subnet=%s kind=%s reason=%s", lease.name(), kind, step.why)
@@ -97,7 +115,6 @@ class Claimer:
     async def _create(self, step: Create) -> bool:
         key, name = self._key, render_key(*step.subnets)
         grant = await key.grants.fresh()
-        self._unchecked = name
         if not await key.write(name, step.subnets, grant, over=0):
             log.info("another host was faster, choosing again subnet=%s", step.subnets)
             return False
@@ -112,14 +129,13 @@ class Claimer:
         In a dual-stack network two hosts may choose the same IPv4 subnet and different IPv6 ones: these
         are different keys, so both transactions succeed. The older key wins.
         """
-        if all(subnets) and (rival := await self._key.rival(name, subnets, older_only=True)):
-            log.info("another host was faster, choosing again subnet=%s key=%r", subnets, rival)
-            if self._key.confirmed:
-                await self._key.remove(name, self._key.confirmed.lease.revision)
-            self._key.confirmed = None
-            return True
-        self._unchecked = ""
-        return False
+        if not all(subnets) or not (other := rival(await self._key.stakes(), name, subnets, older_only=True)):
+            return False
+        log.info("another host was faster, choosing again subnet=%s key=%r", subnets, other)
+        if self._key.confirmed:
+            await self._key.remove(name, self._key.confirmed.lease.revision)
+        self._key.confirmed = None
+        return True
 
     def _warn_of_doubles(self, leases: dict[str, Lease]) -> None:
         found = doubles(leases, self._key.wanted)

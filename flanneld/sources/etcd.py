@@ -13,11 +13,12 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from flanneld.errors import ConfigError, Unavailable
+from flanneld.errors import ConfigError, LeaseLost, LeaseMoved, Unavailable
 from flanneld.model.addr import IP
 from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
-from flanneld.plan.allocate import Below
+from flanneld.plan.allocate import Below, Subnets
+from flanneld.plan.claim import moved, subnets_of
 from flanneld.retry import backoff
 from flanneld.sources.claimer import Claimer
 from flanneld.sources.etcd_client import Batch, Compacted, EtcdClient, Listing
@@ -74,6 +75,9 @@ class EtcdStore:
         self._keeper = Keeper(client, self._key, check_s=check_s)
         self._grace_s = grace_s
         self._config: bytes | None = None
+        self._conf: NetConf | None = None
+        """What our lease was acquired for."""
+        self._moving_from: Subnets | None = None
 
     @property
     def own(self) -> OwnLease | None:
@@ -96,11 +100,35 @@ class EtcdStore:
 
     async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
         """See ``contracts.Store``."""
+        self._conf = conf
         return await self._claimer.acquire(conf, claim)
 
     async def keep(self, changed: Changed) -> None:
-        """See ``contracts.Store``."""
+        """See ``contracts.Store``; called again after a loss that is for good, it leases another subnet first."""
+        if self._keeper.must_move and self._key.confirmed:
+            self._moving_from, self._keeper.must_move = subnets_of(self._key.confirmed.lease), False
+        if self._moving_from:
+            await self._move(self._moving_from)
         await self._keeper.keep(changed)
+
+    async def _move(self, before: Subnets) -> None:
+        """Lease another subnet, or the same one if it is free again.
+
+        Raises:
+            LeaseMoved: another one.
+            LeaseLost: there can be none.
+        """
+        if self._conf is None:
+            raise LeaseLost("there is no lease to keep: acquire one first")
+        try:
+            own = await self._claimer.acquire(self._conf, Claim(self._key.wanted, before))
+        except ConfigError as error:
+            raise LeaseLost(
+                f"our subnet {before} is another host's, and none can be leased in its place: {error}"
+            ) from error
+        self._moving_from = None
+        if subnets_of(own.lease) != before:
+            raise LeaseMoved(moved(str(before), own.lease.name()))
 
     async def publish(self, attrs: LeaseAttrs) -> None:
         """See ``contracts.Store``; ``LeaseLost`` when another host holds our subnet."""
@@ -193,7 +221,10 @@ class EtcdStore:
                 continue  # overtaken by ``catch_up``
             if event.deleted:  # carries the key only
                 self._reader.forget(event.kv.key)
-            decoded.append((self._keys.name(event.kv.key), None if event.deleted else self._reader.lease(event.kv)))
+            name, lease = self._keys.name(event.kv.key), None if event.deleted else self._reader.lease(event.kv)
+            decoded.append((name, lease))
+            if lease:
+                self._keeper.saw(name, lease.attrs)
             if count % BREATH == 0:
                 await asyncio.sleep(0)
         differs = [table.put(name, lease) if lease else table.drop(name) for name, lease in decoded]

@@ -14,8 +14,10 @@ import logging
 from flanneld.errors import ConfigError, LeaseLost, PeerDataError, Unavailable
 from flanneld.model.lease import Changed, LeaseAttrs, OwnLease
 from flanneld.model.lease_codec import decode_attrs
-from flanneld.plan.claim import Verdict, judge, subnets_of
+from flanneld.plan.claim import Holder, holder, subnets_of
+from flanneld.plan.guard import MAX_RESTORES, Act, Found, Loss, look, overlapped, rival
 from flanneld.retry import backoff
+from flanneld.sources.clones import REMEDY, Clones
 from flanneld.sources.etcd_client import KV, Compacted, EtcdClient
 from flanneld.sources.outage import Outage
 from flanneld.sources.own_key import OwnKey
@@ -26,8 +28,15 @@ CHECK_S = 60.0
 """How often our key is read without a reason: it finds what no event announces, such as a store that was
 replaced by an empty one, and bounds how long a suspended machine's clock can deceive us (failures F16, F23)."""
 
-_MAX_RESTORES = 3
-"""How often between two renewals our value is put back before we give in to the other writer."""
+LOSSES = {
+    Loss.STOLEN: "subnet {subnet} was taken by {other}, {us}; delete that key to get the subnet back, or restart "
+    "flanneld to take another one",
+    Loss.TAKEN: "our lease of {subnet} was gone for a while and {other} leased it meanwhile, {us}; leasing another one",
+    Loss.CLONED: "subnet {subnet} was taken by {other}, {us}; " + REMEDY,
+    Loss.DOUBLED: "subnet {subnet} was taken by another flanneld at our public address, {other}, {us}; give each host "
+    "its own --public-ip, or stop the other one and delete that key",
+}
+"""What to tell the operator, and what to do about it."""
 
 
 class Keeper:
@@ -44,11 +53,14 @@ class Keeper:
         self._key = key
         self._check_s = check_s
         self._restores = 0
+        self._clones = Clones(key)
+        self.must_move = False
+        """Whether our subnet is another host's for good, so that we need another one."""
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
 
     async def keep(self, changed: Changed) -> None:
-        """See ``contracts.Store.keep``."""
+        """See ``contracts.Store.keep``; tells ``changed`` as soon as our lease is known to be ours."""
         own = self._own()
         try:
             async with asyncio.TaskGroup() as group:
@@ -78,6 +90,11 @@ class Keeper:
                 outage.over()
                 return
 
+    def saw(self, name: str, attrs: LeaseAttrs) -> None:
+        """A lease was written just now, whosesoever."""
+        if self._clones.saw(name, attrs):
+            self._wake.set()
+
     async def _watch(self, key: bytes) -> None:
         """Wake the guard whenever our key changes by another hand."""
         delays = backoff()
@@ -99,9 +116,9 @@ class Keeper:
     async def _guard(self, changed: Changed) -> None:
         outage = Outage(log, "own lease cannot be looked after", "own lease is looked after again")
         delays = backoff()
+        before: OwnLease | None = None
         while True:
             due = await self._wait_reason()
-            before = self._own()
             try:
                 await self._settle(put=due)
             except (Unavailable, ConfigError) as error:  # a role may be taken and given back while we run
@@ -112,6 +129,7 @@ class Keeper:
             outage.over()
             delays = backoff()
             if self._own() != before:
+                before = self._own()
                 changed("own lease")
 
     async def _wait_reason(self) -> bool:
@@ -140,21 +158,28 @@ class Keeper:
     async def _try_settle(self, own: OwnLease, put: bool) -> bool:
         key, subnets = self._key, subnets_of(own.lease)
         listing = await key.history.get(key.keys.lease(own.key))
-        if not listing.kvs:
+        kv = listing.kvs[0] if listing.kvs else None
+        found = Found(_decode(kv), kv.mod_revision, kv.create_revision) if kv else None
+        act = look(
+            found,
+            own,
+            key.wanted,
+            granted=kv is None or kv.lease == 0 or key.grants.expires(kv.lease) is not None,
+            due=put,
+            restores=self._restores,
+            same_store=key.is_same_store,
+        )
+        if isinstance(act, Loss):
+            raise self._lost(own, act, found and found.attrs)
+        if kv is None:
             return await self._create_again(own)
-        kv = listing.kvs[0]
-        found = _decode(kv)
-        verdict = judge(found, own.lease.attrs, key.wanted)
-        if verdict is Verdict.LOST and found:
-            raise self._lost_to(own, found)
-        # lease-less is what an operator made a reservation; another grant than ours is another writer's
-        is_ours = verdict is Verdict.HOLDS and (kv.lease == 0 or key.grants.expires(kv.lease) is not None)
-        if is_ours and found == key.wanted and not put:
+        if await self._clones.face(kv.create_revision):
+            act = Act.WRITE
+        if act is Act.CONFIRM:
             await key.confirm(own.key, subnets, kv.mod_revision, kv.lease, written=False)
             return True
-        if put:
-            self._restores = 0
-        elif not is_ours and not self._may_restore(own, kv):
+        self._count(act, own, kv, due=put)
+        if act is Act.LEAVE:
             return True
         return await key.write(own.key, subnets, await self._grant(own, kv, put), over=kv.mod_revision)
 
@@ -169,41 +194,59 @@ class Keeper:
 
     async def _create_again(self, own: OwnLease) -> bool:
         """Our key is gone: expired, deleted, or the whole store is another one. Containers still use the subnet."""
-        subnets = subnets_of(own.lease)
-        if rival := await self._key.rival(own.key, subnets, older_only=False):
-            self._key.lost.add(own.key)
-            raise LeaseLost(f"our lease of {own.lease.name()} vanished from etcd and {rival} overlaps it now")
-        grant = await self._key.grants.fresh()
-        if not await self._key.write(own.key, subnets, grant, over=0):
+        key, subnets = self._key, subnets_of(own.lease)
+        stakes = await key.stakes()
+        if other := rival(stakes, own.key, subnets, older_only=False):
+            raise self._lost(own, overlapped(same_store=key.is_same_store), None, other)
+        same_store = key.is_same_store
+        if not await key.write(own.key, subnets, await key.grants.fresh(), over=0):
             return False
+        if all(subnets) and (other := rival(await key.stakes(), own.key, subnets, older_only=True)):
+            await key.remove(own.key, self._own().lease.revision)  # as in ``Claimer``: the older one stays
+            raise self._lost(own, overlapped(same_store=same_store), None, other)
         log.warning("own lease had vanished from etcd, created again subnet=%s", own.lease.name())
+        if not same_store:
+            await self._give_back(own)
         return True
 
-    def _may_restore(self, own: OwnLease, kv: KV) -> bool:
-        """Count one more write of somebody else over ours; tells whether to put ours back once more."""
-        if self._restores > _MAX_RESTORES:
-            return False
-        self._restores += 1
-        if self._restores <= _MAX_RESTORES:
+    async def _give_back(self, own: OwnLease) -> None:
+        """Delete leases that a store restored from a backup remembers of us: others may use those subnets by now."""
+        key = self._key
+        listing = await key.history.list(key.keys.subnets.encode())
+        for kv in listing.kvs:
+            name = key.keys.name(kv.key)
+            if name == own.key or key.wanted.identity.encode() not in kv.value:
+                continue  # not worth decoding
+            found = _decode(kv)
+            if found and holder(found, key.wanted) is Holder.OURS and await key.remove(name, kv.mod_revision):
+                log.info("an old lease of ours was given back key=%r", name)
+
+    def _count(self, act: Act, own: OwnLease, kv: KV, *, due: bool) -> None:
+        """Note one more write of somebody else over ours, or that a renewal makes up for them."""
+        if due:
+            self._restores = 0
+        elif act is Act.RESTORE:
+            self._restores += 1
             log.info(
                 "own lease was overwritten, putting it back subnet=%s revision=%d", own.lease.name(), kv.mod_revision
             )
-            return True
-        log.warning(
-            "own lease is overwritten again and again, leaving it until the next renewal; "
-            "stop the other flanneld that uses our public address subnet=%s address=%s",
-            own.lease.name(),
-            self._key.wanted.where(),
-        )
-        return False
+        elif act is Act.LEAVE and self._restores == MAX_RESTORES:
+            self._restores += 1  # told
+            log.warning(
+                "own lease is overwritten again and again, leaving it until the next renewal; "
+                "stop the other flanneld that uses our public address subnet=%s address=%s",
+                own.lease.name(),
+                self._key.wanted.where(),
+            )
 
-    def _lost_to(self, own: OwnLease, found: LeaseAttrs) -> LeaseLost:
+    def _lost(self, own: OwnLease, loss: Loss, found: LeaseAttrs | None, other: str = "") -> LeaseLost:
+        """Another host has our subnet."""
         self._key.lost.add(own.key)
+        self.must_move = loss is Loss.TAKEN
         ours = self._key.wanted
-        return LeaseLost(
-            f"subnet {own.lease.name()} was taken by machine {found.identity or '(no identity)'} at {found.where()}; "
-            f"we are machine {ours.identity or '(no identity)'} at {ours.where()}"
-        )
+        who = f"machine {found.identity or '(no identity)'} at {found.where()}" if found else f"key {other}"
+        us = f"we are machine {ours.identity or '(no identity)'} at {ours.where()}"
+        return LeaseLost(LOSSES[loss].format(subnet=own.lease.name(), other=who, us=us))
 
     def _own(self) -> OwnLease:
         if self._key.confirmed is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from flanneld.model.lease import Lease, LeaseAttrs, OwnLease
 from flanneld.model.lease_codec import decode_attrs, encode_attrs
 from flanneld.plan.allocate import Subnets
+from flanneld.plan.guard import Stake
 from flanneld.sources.etcd_client import EtcdClient, LeaseGone
 from flanneld.sources.etcd_history import History
 from flanneld.sources.etcd_leases import Keys, LeaseReader
@@ -50,6 +51,8 @@ class OwnKey:
         """The value it should have."""
         self.lost: set[str] = set()
         """Keys that other hosts took from us."""
+        self.store_age = 0
+        """``History.replaced`` when our lease was last confirmed: later revisions of another store do not compare."""
         self.renew_at = 0.0
         """When to write it again, on ``clock``. A PUT now and then also heals Go peers (contract 13.4)."""
         self.history = history
@@ -95,32 +98,29 @@ class OwnKey:
         before = self.confirmed
         expires = self.grants.expires(grant) if grant else None
         self.confirmed = OwnLease(name, Lease(*subnets, self.wanted, revision, grant), expires)
+        self.store_age = self.history.replaced
+        self.lost.discard(name)
         if written or before is None or before.lease.ttl_id != grant:
             # jitter, for hosts that started together would renew together for ever
             early_s = self._margin_s * random.uniform(1.0, 1.1)  # noqa: S311
             self.renew_at = (expires or self.clock() + self._ttl_s) - early_s
         await self.grants.settle_on(grant)
 
+    @property
+    def is_same_store(self) -> bool:
+        """Whether the store has the history that our lease was confirmed in."""
+        return self.store_age == self.history.replaced
+
     async def remove(self, name: str, revision: int) -> bool:
         """Delete a key if it is still as we read it."""
         result = await self._client.delete_if(self.keys.lease(name), mod_revision=revision)
         return result.succeeded
 
-    async def rival(self, name: str, subnets: Subnets, *, older_only: bool) -> str | None:
-        """Another key that claims an address of ours, None when there is none.
-
-        Args:
-            name: our key.
-            subnets: what it stands for.
-            older_only: count only keys created before ours.
-        """
+    async def stakes(self) -> list[Stake]:
+        """Every key that claims a subnet, whatever its value."""
         listing = await self.history.list(self.keys.subnets.encode())
-        own = self.keys.lease(name)
-        created = next((kv.create_revision for kv in listing.kvs if kv.key == own), 0)
-        for kv in listing.kvs:
-            if kv.key == own or (older_only and kv.create_revision > created):
-                continue
-            other = self.reader.subnets(kv)
-            if other and other.overlaps(subnets):
-                return self.keys.name(kv.key)
-        return None
+        return [
+            Stake(self.keys.name(kv.key), subnets, kv.create_revision)
+            for kv in listing.kvs
+            if (subnets := self.reader.subnets(kv))
+        ]
