@@ -121,7 +121,9 @@ class UdpRunner:
         elif self._fast is not None and self._torn:
             self._fast.reattach(ground.cfg)
             self._watch_hooks(self._fast)
-            log.warning("restored the udp data path's filters and devices: somebody had removed some of them")
+            text = "restored the udp data path's filters and devices: somebody had removed some of them"
+            log.warning("%s", text)
+            self._around.repaired(text)
         self._torn = False
         if self._applied == self._path.peers:
             return

@@ -275,6 +275,8 @@ class Surroundings(NamedTuple):
     """To be called when ``lease_attrs`` says something else than before."""
     look: Wake = lambda _reason: None
     """To be called when something of the data path broke."""
+    repaired: Callable[[str], None] = lambda _text: None
+    """To be called with one sentence when the runner has put back what somebody else had taken away."""
 
 
 class Backend(Protocol):

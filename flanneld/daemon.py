@@ -87,7 +87,9 @@ class Daemon:
         self._lease_problem = slot("lease")
         self._file_problem = slot("file", "subnet.env is not written yet")
         self._cni_problem = slot("cni", self._cni.problem if self._cni else None)
-        self._path = standing.backend.data_path(surroundings(options, standing, self._publish.set, self._wake))
+        self._path = standing.backend.data_path(
+            surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired)
+        )
         self._reconciler = Reconciler(
             kernel,
             self._path,
@@ -234,6 +236,9 @@ class Daemon:
 
     def _rules_repaired(self, kind: str, text: str, after_s: float) -> None:
         self._audit.note(kind, text, after_s=after_s)
+
+    def _runner_repaired(self, text: str) -> None:
+        self._audit.note("data path", text)
 
     def _file_repaired(self, text: str) -> None:
         log.info("%s", text)

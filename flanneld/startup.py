@@ -173,7 +173,11 @@ def with_lengths_of(subnets: Mapping[Family, Prefix], conf: NetConf) -> NetConf:
 
 
 def surroundings(
-    options: Options, standing: Standing, republish: Callable[[], None], look: Callable[[str], None]
+    options: Options,
+    standing: Standing,
+    republish: Callable[[], None],
+    look: Callable[[str], None],
+    repaired: Callable[[str], None],
 ) -> Surroundings:
     """What a data path is built on."""
     return Surroundings(
@@ -184,6 +188,7 @@ def surroundings(
         options.ip_blackhole_route,
         republish,
         look,
+        repaired,
     )
 
 

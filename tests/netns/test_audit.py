@@ -77,6 +77,16 @@ def test_a_program_that_undoes_every_repair_is_held_back_named_and_shown(make_la
         assert any(entry["by"] for entry in audit(host)), "the kernel told who did it"
 
 
+@pytest.mark.needs("udp_kernel")
+def test_a_filter_taken_off_the_udp_data_path_is_put_back_and_kept(make_lab: MakeLab) -> None:
+    with make_lab(hosts=2, backend={"Type": "udp"}) as lab:
+        host = lab.host(1)
+        assert "kernel" in status(host)["data_path"]
+        host.run("tc", "filter", "del", "dev", "eth0", "ingress")
+        until(lambda: status(host)["repairs"] == {"data path": 1}, "the repair is counted")
+        assert "filters and devices" in ctl(host, "audit")
+
+
 def test_status_of_no_daemon_is_one_sentence(make_lab: MakeLab) -> None:
     with make_lab(hosts=1) as lab:
         host = lab.host(1)
