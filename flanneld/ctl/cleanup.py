@@ -41,7 +41,7 @@ usage: flannelctl cleanup [flags]
 
 Removes from this host what flanneld made for one network: devices with all that is on them, routes, firewall rules,
 eBPF programs, subnet.env and the CNI configuration. Nothing else: other networks and everybody's own things stay, and
-so do bridges and containers. Shows it first and asks. The daemon must not run.
+so do bridges and containers. Shows it first and asks. The daemon must not run, but for --dry-run.
 
 Say --etcd-prefix (or --kube-subnet-mgr) and --subnet-file as for the daemon; FLANNELD_* variables count too.
 Ends with 0 when nothing is left, 1 when something is."""
@@ -96,7 +96,9 @@ def _only(environ: Mapping[str, str]) -> dict[str, str]:
 
 async def _cleanup(options: Options, wish: Mapping[str, object]) -> int:
     state = StateDir(Path(options.state_dir, place()), options.network_id)
-    with _alone(options, state, force=bool(wish.get("force"))), contextlib.closing(Rtnl()) as kernel:
+    changes = not wish.get("dry_run")
+    alone = _alone(options, state, force=bool(wish.get("force"))) if changes else contextlib.nullcontext()
+    with alone, contextlib.closing(Rtnl(tidies=changes)) as kernel:
         env = SubnetFile(Path(options.subnet_file)).previous()
         scope = await remains.learn(_scope(options, wish, env, state), kernel)
         found = await _find(options, wish, scope, state, kernel)
@@ -150,10 +152,10 @@ async def _do(network: str, scope: Scope, found: Remains, wish: Mapping[str, obj
     for line in found.left:
         print(f"stays: {line}", file=sys.stderr)
     if not found.items:
-        print(f"nothing to {'hand over' if handover else 'remove'} of {network} ({blocks})")
+        print(f"nothing to {'hand over' if handover else 'remove'} for {network} ({blocks})")
         return 0
     if wish.get("dry_run") or not wish.get("yes"):
-        print(f"{'to hand over' if handover else 'to remove'} of {network} ({blocks}):")
+        print(f"would {'hand over' if handover else 'remove'} for {network} ({blocks}):")
         for item in found.items:
             print(f"  {item.text}")
     if wish.get("dry_run"):
@@ -192,7 +194,7 @@ async def _remove(items: Sequence[Item], word: str) -> int:
 
 @contextlib.contextmanager
 def _alone(options: Options, state: StateDir, *, force: bool) -> Iterator[None]:
-    """Keep daemons of this network out; a dry run makes no file for that.
+    """Keep daemons of this network out while the block runs, as far as there is a lock to hold.
 
     Raises:
         ConfigError: one runs, ours or Go flanneld, which has no lock.

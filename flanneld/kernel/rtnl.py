@@ -188,10 +188,15 @@ _GONE: dict[type, frozenset[int]] = {
 
 
 class Rtnl:
-    """The real kernel."""
+    """The real kernel.
 
-    def __init__(self) -> None:
+    Args:
+        tidies: whether ``read`` removes our nexthop objects that nothing uses; not beside a daemon at work.
+    """
+
+    def __init__(self, *, tidies: bool = True) -> None:
         self._sock = Socket()
+        self._tidies = tidies
         self._index: dict[str, int] = {}
         """Interface indexes by name as of the last look; refreshed when a name is unknown."""
         self._nexthops = Nexthops()
@@ -254,7 +259,8 @@ class Rtnl:
                 wanted.append(nl.dump_routes(family, ifindex=underlay))
             for request in wanted:
                 await self._add_routes(state, request, names)
-        self._sock.batch(self._nexthops.unused({*ours, self._index.get(own.underlay, 0)}))
+        if self._tidies:
+            self._sock.batch(self._nexthops.unused({*ours, self._index.get(own.underlay, 0)}))
         return state
 
     async def _read_nexthops(self) -> None:

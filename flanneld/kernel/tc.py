@@ -1,8 +1,8 @@
 """Hang eBPF programs on a device by traffic control, beside whatever others hung there.
 
 Our filters are known by their name. Their priority is far behind the usual ones, so that other programs see every
-packet first. The ``clsact`` qdisc is shared: it is made when it is missing and never removed,
-because removing it removes everybody's filters.
+packet first. The ``clsact`` qdisc is shared: it is made when it is missing and stays, because removing it removes
+everybody's filters; only cleanup takes away one on which nothing but ours hangs.
 
 Sources: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h; net/sched/{cls_api,cls_bpf}.c.
 """
