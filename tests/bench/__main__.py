@@ -20,6 +20,7 @@ import backends
 import flanneld
 from flanneld.errors import FlannelError
 from tests.bench.cases import Settings, Subject, demand, life, misses, reach
+from tests.bench.kube import kube
 from tests.bench.metrics import METRICS
 from tests.bench.plot import plots
 from tests.bench.report import Results, figure, markdown, text
@@ -32,6 +33,7 @@ NAMES = {
     "big": "as life, at --big leases",
     "demand": "vxlan peers on demand, at --big leases",
     "misses": "1000 vxlan misses at once, at --big leases",
+    "kube": "start, memory and CPU among Kubernetes nodes of 20 KiB each, at the largest of --sizes",
     "throughput": "TCP through the overlay, against the same devices set up by hand",
 }
 BIG, QUICK_BIG = 50_000, 5000
@@ -96,6 +98,7 @@ def _jobs(given: argparse.Namespace, commands: Sequence[Command]) -> Iterator[Jo
     for backend in given.backend:
         subjects += [("life", life, backend, size) for size in given.sizes]
         subjects += [("reach", reach, backend, max(given.sizes))] if backend != "alloc" else []
+        subjects += [("kube", kube, backend, max(given.sizes))]
         subjects += [("big", life, backend, given.big)]
         if backend == "vxlan":
             subjects += [("demand", demand, backend, given.big), ("misses", misses, backend, given.big)]

@@ -40,6 +40,13 @@ METRICS: Mapping[str, Metric] = {
     "miss_p99": Metric("first packet to a peer not paged in, p99", "ms"),
     "misses": Metric("1000 misses at once: all answered", "ms"),
     "misses_lost": Metric("1000 misses at once: packets lost", ""),
+    "kube_env": Metric("Kubernetes: start to subnet.env", "s"),
+    "kube_ready": Metric("Kubernetes: start to ready", "s"),
+    "kube_programmed": Metric("Kubernetes: start to all peers programmed", "s"),
+    "kube_cpu": Metric("Kubernetes: CPU used by then", "s"),
+    "kube_rss": Metric("Kubernetes: resident memory", "MiB"),
+    "kube_peak": Metric("Kubernetes: resident memory, highest ever", "MiB"),
+    "kube_idle": Metric("Kubernetes: CPU while all nodes beat every 5 minutes", "%"),
     "tcp_share": Metric("TCP one stream, share of the same devices set up by hand", "", higher_is_better=True),
     "tcp": Metric("TCP one stream", "Gbit/s", higher_is_better=True),
     "tcp_by_hand": Metric("TCP one stream, devices set up by hand", "Gbit/s", higher_is_better=True),
@@ -49,6 +56,8 @@ Cell = tuple[str, str, int]
 """Metric, backend, number of leases (0 where it does not matter)."""
 
 TARGETS: Mapping[Cell, float] = {
+    ("kube_rss", "vxlan", 5000): 80,
+    ("kube_peak", "vxlan", 5000): 80,
     **{("env", backend, 100): 0.25 for backend in ("vxlan", "host-gw", "udp", "alloc")},
     **{("env", backend, 5000): 0.40 for backend in ("vxlan", "host-gw", "udp", "alloc")},
     ("reach_lag", "vxlan", 5000): 0.02,
