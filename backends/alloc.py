@@ -46,5 +46,8 @@ class AllocBackend:
 class AllocNetwork(UnpagedNetwork):
     """No peers: leases of whatever kind mean nothing here, not even a note."""
 
+    def isolate(self, on: bool) -> None:
+        """There is nothing to take out of harm's way: the data path is somebody else's."""
+
     def _notes(self) -> dict[str, str]:
         return {}

@@ -1,9 +1,11 @@
-"""Routes straight to a peer's own address, without a tunnel: host-gw's, and vxlan's DirectRouting. Pure."""
+"""Routes that several backends make: straight to a peer's own address, and to nowhere. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from flanneld.model.addr import IP, Family, Prefix
-from flanneld.model.objects import METRIC_V6, PROTO_OURS, Route
+from flanneld.model.objects import METRIC_V6, PROTO_OURS, KernelObject, Route, RouteKind
 
 
 def metric_of(family: Family) -> int:
@@ -23,3 +25,17 @@ def direct_route(family: Family, subnet: Prefix, gateway: IP, device: str) -> Ro
         device: name of the interface that the kernel reaches the gateway through.
     """
     return Route(subnet, device, gateway, proto=PROTO_OURS, metric=metric_of(family))
+
+
+def closed(base: Iterable[KernelObject], networks: Iterable[Prefix]) -> Iterator[KernelObject]:
+    """What is wanted of a host in quarantine: its devices, but the network out of reach.
+
+    Senders are told at once. What has a better route goes on: containers here among each other, and the outside.
+
+    Args:
+        base: what is wanted whoever the peers are.
+        networks: the cluster's.
+    """
+    yield from (obj for obj in base if not isinstance(obj, Route) or obj.kind is not RouteKind.UNICAST)
+    for network in networks:
+        yield Route(network, "", kind=RouteKind.UNREACHABLE, proto=PROTO_OURS, metric=metric_of(network.family))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from backends.routes import closed
 from flanneld.contracts import Runner, Surroundings
 from flanneld.errors import PeerDataError
 from flanneld.model.addr import IP, MAC, Family, Prefix
@@ -43,6 +44,7 @@ class UnpagedNetwork:
         self._peers: dict[Prefix, tuple[KernelObject, ...]] = {}
         self._refused: dict[Prefix, str] = {}
         self._base: tuple[KernelObject, ...] = ()
+        self._isolated = False
         self.reconfigure(conf, around.ext)
 
     # ---- for the backend to say ---------------------------------------------------------------
@@ -89,6 +91,8 @@ class UnpagedNetwork:
             underlay=ext.name,
         )
         base = (*self.base_objects(), *(self._blackholes() if self.around.blackhole else ()))
+        if self._isolated:
+            base = tuple(closed(base, networks))
         for obj in self._base:
             if obj not in base:
                 self.desired.discard(obj)
@@ -99,6 +103,11 @@ class UnpagedNetwork:
     def _blackholes(self) -> Iterator[Route]:
         for subnet in self.around.subnets.values():
             yield Route(subnet.masked(), "", kind=RouteKind.BLACKHOLE, proto=PROTO_OURS, metric=METRIC_BLACKHOLE)
+
+    def isolate(self, on: bool) -> None:
+        """See ``contracts.DataPath``."""
+        self._isolated = on
+        self.reconfigure(self.conf, self.ext)
 
     # ---- leases -------------------------------------------------------------------------------
 
@@ -112,6 +121,7 @@ class UnpagedNetwork:
         self, leases: Mapping[str, Lease], observed: State, direct: Mapping[IP, str], *, fill: bool
     ) -> dict[str, str]:
         """Take all leases into ``desired``."""
+        leases = {} if self._isolated else leases
         gone = {subnet for fold in self._folds.values() for subnet in fold.remotes}
         self._folds = {family: Fold(family) for family in self._folds}
         for family, fold in self._folds.items():
@@ -127,6 +137,8 @@ class UnpagedNetwork:
 
     def update(self, changes: Mapping[str, Lease | None], direct: Mapping[IP, str]) -> dict[str, str]:
         """Take changed leases into ``desired``."""
+        if self._isolated:
+            return {}
         for family, fold in self._folds.items():
             for subnet in fold.update(changes, self.conf, self._me(), self._type):
                 self._settle_peer(family, subnet, direct)

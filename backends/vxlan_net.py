@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from backends import vxlan
+from backends.routes import closed
 from backends.vxlan_pages import Pages
 from flanneld.contracts import Runner, Surroundings
 from flanneld.errors import PeerDataError
@@ -47,6 +48,7 @@ class VxlanNetwork:
         self._base_routes: dict[Route, None] = {}
         self._folds = {family: Fold(family) for family in conf.families()}
         self._bad_peers: dict[Family, dict[Prefix, str]] = {family: {} for family in conf.families()}
+        self._isolated = False
         self.reconfigure(conf, settings, around.ext)
 
     def configure(self, ext: ExtIface) -> None:
@@ -67,6 +69,8 @@ class VxlanNetwork:
         if around.blackhole:
             for half in halves:
                 base.add(Route(half.subnet, "", kind=RouteKind.BLACKHOLE, proto=PROTO_OURS, metric=METRIC_BLACKHOLE))
+        if self._isolated:
+            base = State.of(closed(base, (half.network for half in halves)))
         desired = self.desired
         desired.links, desired.sysctls, desired.addresses = base.links, base.sysctls, base.addresses
         for route in self._base_routes.keys() - base.routes.keys():
@@ -83,6 +87,11 @@ class VxlanNetwork:
             lease_lengths=frozenset(half.subnet.length for half in halves),
             underlay=ext.name,
         )
+
+    def isolate(self, on: bool) -> None:
+        """See ``contracts.DataPath``."""
+        self._isolated = on
+        self.reconfigure(self.conf, self.settings, self.ext)
 
     def _reload(self, half: vxlan.Overlay) -> None:
         pages = self._pages.get(half.family)
@@ -123,6 +132,7 @@ class VxlanNetwork:
         Returns:
             By lease, why it is not used.
         """
+        leases = {} if self._isolated else leases
         self._folds = {family: Fold(family) for family in self._pages}
         for family, pages in self._pages.items():
             self._folds[family].update(leases, self.conf, self._me(), vxlan.TYPE)
@@ -142,6 +152,8 @@ class VxlanNetwork:
             changes: by key.
             direct: as in ``settle``, for the changed peers only; the others keep their way.
         """
+        if self._isolated:
+            return {}
         for family, pages in self._pages.items():
             touched = self._folds[family].update(changes, self.conf, self._me(), vxlan.TYPE)
             pages.update({s: self._peer(family, s) for s in touched}, self._unserved(family), pages.direct_with(direct))

@@ -258,6 +258,13 @@ class DataPath(Protocol):
         """
         ...
 
+    def isolate(self, on: bool) -> None:
+        """Have no peers and let nothing into the network from here, or serve as before; a full cycle has to follow.
+
+        Containers of this host keep their addresses, each other and the outside.
+        """
+        ...
+
 
 class Surroundings(NamedTuple):
     """What a data path is built on, besides the network configuration."""

@@ -20,9 +20,10 @@ from flanneld import __version__
 from flanneld.contracts import Store, TrafficManager, TrafficRules
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.pager import Pager
+from flanneld.duties.quarantine import LeaseGuard
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.underlay import UnderlayWatch
-from flanneld.errors import ConfigError, LeaseLost, LeaseMoved, Unavailable
+from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel.culprit import who
 from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.memory import give_back
@@ -43,7 +44,6 @@ from flanneld.report.control import Control, socket_path
 from flanneld.report.health import Health
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.report.systemd import Notifier
-from flanneld.retry import backoff
 from flanneld.sources.grants import boottime
 from flanneld.startup import Standing, host_net, read_conf, refuse_restart_keys, surroundings
 from flanneld.wake import Wake
@@ -84,12 +84,12 @@ class Daemon:
         self._problems = Problems(self._tell_state)
         slot, remark = self._problems.slot, self._problems.remark
         self._leases_problem = slot("leases", "the list of leases has not come yet")
-        self._lease_problem = slot("lease")
         self._file_problem = slot("file", "subnet.env is not written yet")
         self._cni_problem = slot("cni", self._cni.problem if self._cni else None)
         self._path = standing.backend.data_path(
             surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired)
         )
+        self._guard = LeaseGuard(store, self._path, self._table, self._wake, slot("lease"))
         self._reconciler = Reconciler(
             kernel,
             self._path,
@@ -113,7 +113,7 @@ class Daemon:
         self._write_env()
         self._wake("start")
         yield self._store.follow(self._table, self._leases_changed)
-        yield self._keep_lease()
+        yield self._guard.run()
         yield self._store.follow_config(self._conf_changed)
         yield self._reconciler.run()
         yield self._rules.run(self._options.iptables_resync_s)
@@ -192,28 +192,7 @@ class Daemon:
     def _leases_changed(self, _reason: str) -> None:
         self._leases_problem(None)
         self._wake(LEASES)
-
-    async def _keep_lease(self) -> None:
-        """Renew for ever; when another host holds our subnet, say so and wait for it to go.
-
-        Local containers keep working meanwhile; nothing of the other host's is ever overwritten.
-        """
-        delays, told = backoff(first_s=1.0, cap_s=30.0), ""
-        while True:
-            try:
-                await self._store.keep(lambda _reason: self._lease_problem(None))
-            except LeaseMoved:
-                raise
-            except LeaseLost as exc:
-                if str(exc) != told:
-                    log.error(
-                        "lease lost: %s; containers here keep running, but this host is not ready: delete the other's "
-                        "key in etcd to get the subnet back, or restart flanneld to take another one",
-                        exc,
-                    )
-                told = str(exc)
-                self._lease_problem(told)
-                await asyncio.sleep(next(delays))
+        self._guard.leases_changed()
 
     async def _announce(self) -> None:
         """Tell those who wait for it that containers can be started here (contract 0.1 step 21, 9.22)."""
@@ -255,7 +234,7 @@ class Daemon:
             "since": self._since,
             "network": self._options.network_id,
             "identity": standing.identity,
-            "state": "not ready" if problems else "degraded" if self._problems.remarks() else "ready",
+            "state": self._state(),
             "problems": problems,
             "remarks": self._problems.remarks(),
             "backend": standing.conf.backend_type,
@@ -268,6 +247,11 @@ class Daemon:
             "leases": len(self._table),
             "repairs": dict(self._audit.counts),
         }
+
+    def _state(self) -> str:
+        if self._guard.in_quarantine:
+            return "quarantined"
+        return "not ready" if self._problems.now() else "degraded" if self._problems.remarks() else "ready"
 
     def _write_env(self) -> None:
         standing = self._standing

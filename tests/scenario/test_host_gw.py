@@ -136,3 +136,17 @@ def test_own_routes_carry_our_protocol_so_that_a_restart_knows_them() -> None:
         assert await Host(kernel).settle(gw(3)) == ["route 10.244.3.0/24 via 198.18.0.3 dev eth0"]
 
     asyncio.run(scenario())
+
+
+def test_a_host_in_quarantine_has_no_peer_and_sends_nobodys_packets_to_the_router(stage: Stage) -> None:
+    async def scenario(kernel: Kernel, _ifindex: int) -> None:
+        host = Host(kernel)
+        before = await host.settle(gw(2), gw(3))
+        assert len(before) == 2
+        host.path.isolate(True)
+        assert await host.settle(gw(2), gw(3), reason="quarantine") == ["route unreachable 10.244.0.0/16"]
+        assert await host.settle(gw(2), gw(3), gw(4)) == ["route unreachable 10.244.0.0/16"]
+        host.path.isolate(False)
+        assert await host.settle(gw(2), gw(3), reason="quarantine is over") == before
+
+    stage.play(scenario)

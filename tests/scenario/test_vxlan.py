@@ -370,3 +370,26 @@ def test_mtu_and_local_address_change_together_on_the_live_device(stage: Stage) 
         assert (stage.sh("cat /sys/class/net/flannel.1/ifindex") if stage.ns else "") == index
 
     stage.play(scenario)
+
+
+def test_a_host_in_quarantine_reaches_no_peer_and_comes_back_as_it_was(stage: Stage) -> None:
+    async def scenario(kernel: Kernel, ifindex: int) -> None:
+        host = Host(kernel, ifindex)
+        host.lease([peer(2), peer(3)])
+        await host.settle()
+        before = await host.text()
+
+        host.path.isolate(True)
+        await host.look()
+        assert await host.text() == base().replace("10.244.0.0/16 dev flannel.1", "unreachable 10.244.0.0/16")
+        host.lease([peer(2), peer(3), peer(4)])
+        await host.settle()
+        assert "10.244.4.0" not in await host.text()  # news of peers change nothing
+        host.lease([peer(2), peer(3)])
+        await host.settle()
+
+        host.path.isolate(False)
+        await host.look()
+        assert await host.text() == before
+
+    stage.play(scenario)
