@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class Workshop:
         for mount in sorted((m for m in mounts if m.startswith(f"{self.directory}/")), reverse=True):
             subprocess.run(["umount", "--lazy", mount], check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
+        for cgroup in Path("/sys/fs/cgroup").glob("*/libpod_parent"):
+            with suppress(OSError):  # somebody else's containers are in it
+                cgroup.rmdir()
 
     def buildah(self, *words: str, check: bool = True, timeout_s: float = 60.0) -> str:
         return _run([*self._buildah, *words], check, timeout_s)
