@@ -23,6 +23,7 @@ from flanneld.model.addr import IP, Family
 from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
 from flanneld.model.remembered import Header, Remembered
+from flanneld.plan.claim import moved
 from flanneld.report.lease_cache import LeaseCache
 
 log = logging.getLogger("flanneld.store")
@@ -68,8 +69,11 @@ class Remembering:
         """The configuration that our claim belongs to."""
         self._unclaimed: tuple[OwnLease, LeaseAttrs] | None = None
         """A lease that is only remembered, and what it should say: to be claimed when the store answers."""
+        self._lost = False
+        """Whether another host has our subnet."""
         self._table: LeaseTable | None = None
         self._news = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._tell: Callable[[str | None], None] = lambda _: None
         self._troubles: dict[str, str | None] = {}
         if self._memory:
@@ -142,6 +146,8 @@ class Remembering:
         """See ``contracts.Store``; returns the remembered lease when the store does not answer in time."""
         self._conf = conf
         held = self._remembered_lease(conf)
+        if self._memory and self._memory.header.lost:
+            claim = claim._replace(lost=claim.lost | {self._memory.header.own})
         if held is None:
             self._memory = None  # of no use, nor are the peers in it
             return await self._store.acquire(conf, claim)
@@ -171,6 +177,12 @@ class Remembering:
             return None
         if lease is None or not _fits(lease, conf, exact=self.allocates):
             return None
+        if header.lost:
+            log.warning(
+                "another host had our subnet when we last looked, the store is asked before it is used subnet=%s",
+                lease.name(),
+            )
+            return None
         if header.expires is not None and header.expires <= self._clock() and header.boot != _boot_id():
             # Containers that run on are cut off by a change, so a daemon that is only restarted keeps it. After a
             # reboot none run, and another host may have leased the subnet since.
@@ -198,35 +210,43 @@ class Remembering:
 
     async def keep(self, changed: Changed) -> None:
         """See ``contracts.Store``; claims first what was only remembered."""
-        if self._unclaimed:
-            self._trouble("lease", "our own lease is remembered, not confirmed")
-            await self._claim()
-            changed("own lease claimed")
 
         def noted(reason: str) -> None:
+            self._lost = False
             self._news.set()
             changed(reason)
 
-        await self._store.keep(noted)
+        try:
+            if self._unclaimed:
+                self._trouble("lease", "our own lease is remembered, not confirmed")
+                await self._claim()
+                noted("own lease claimed")
+            await self._store.keep(noted)
+        except LeaseLost as exc:
+            # before anything else: killed now and started without the store, we must not come back with that subnet
+            told, self._lost = self._lost, not isinstance(exc, LeaseMoved)
+            if told != self._lost:
+                await self._save_own()
+            raise
 
     async def _claim(self) -> None:
         """Make the remembered lease a real one.
 
         Raises:
-            LeaseMoved: it is another host's by now, and we have another one.
+            LeaseLost: it is another host's by now; the next call finds another one.
+            LeaseMoved: that was found.
         """
         if self._unclaimed is None or self._conf is None:
             return
         held, attrs = self._unclaimed
         try:
-            own = await self._store.acquire(self._conf, Claim(attrs, (held.lease.subnet, held.lease.subnet6)))
+            previous = (held.lease.subnet, held.lease.subnet6)
+            own = await self._store.acquire(self._conf, Claim(attrs, previous, in_use=not self._lost))
         except ConfigError as exc:
             raise LeaseLost(f"our remembered subnet {held.lease.name()} cannot be claimed: {exc}") from exc
         wanted, self._unclaimed = self._unclaimed[1], None
         if own.lease[:2] != held.lease[:2]:
-            raise LeaseMoved(
-                f"our remembered subnet {held.lease.name()} belongs to another host by now, ours is {own.lease.name()}"
-            )
+            raise LeaseMoved(moved(held.lease.name(), own.lease.name()))
         log.info("the store answers, our remembered lease is confirmed subnet=%s", own.lease.name())
         self._trouble("lease", None)
         self._news.set()
@@ -297,13 +317,28 @@ class Remembering:
             began = time.monotonic()
             if header := self._snapshot(table):
                 self._news.clear()
-                await asyncio.to_thread(self._cache.keep, header, dict(table.by_key))
+                await self._write(header, dict(table.by_key))
                 await asyncio.sleep((time.monotonic() - began) / SAVE_SHARE)
 
+    async def _save_own(self) -> None:
+        """Write the memory now, for the sake of what it says about ourselves."""
+        table, own = self._table, self.own
+        if table is not None and own and (header := self._header(own)):
+            leases = {**table.by_key, own.key: table.get(own.key) or own.lease}  # a list may still be under way
+            await self._write(header, leases)
+
+    async def _write(self, header: Header, leases: dict[str, Lease]) -> None:
+        async with self._writing:  # the later one stays
+            await asyncio.to_thread(self._cache.keep, header, leases)
+
     def _snapshot(self, table: LeaseTable) -> Header | None:
-        """All but the leases; None while what we hold is itself only remembered."""
+        """What to write now; None while that would be less than what is known already."""
         own = self.own
-        if own is None or self._unclaimed or not table.complete or own.key not in table.by_key:
+        return self._header(own) if own and table.complete and own.key in table.by_key else None
+
+    def _header(self, own: OwnLease) -> Header | None:
+        """All but the leases; None while what we hold is itself only remembered."""
+        if self._unclaimed and not self._lost:
             return None
         expires = None if own.expires is None else own.expires - self._uptime() + self._clock()
         return Header(
@@ -315,6 +350,7 @@ class Remembering:
             config=self._config.decode("utf-8", "replace"),
             own=own.key,
             expires=expires,
+            lost=self._lost,
             operator=remembered.texts(self._operator),
             leases=0,
         )

@@ -45,6 +45,8 @@ class Header(msgspec.Struct, tag_field="kind", tag="flanneld-cache", frozen=True
     """Key of our own lease, which is among the leases."""
     expires: float | None
     """When our own lease runs out, in seconds since the epoch; None = never."""
+    lost: bool = False
+    """Whether another host had our subnet when this was written: then nobody starts from it unasked."""
     operator: tuple[str, str] = ("", "")
     """``Store.operator_addresses``, empty where there is none."""
     leases: int
