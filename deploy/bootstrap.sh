@@ -66,12 +66,13 @@ install_for_deploy() {
         (update $lacking) || { say "going on without $(echo $lacking)"; lacking=; }
         export DEBIAN_FRONTEND=noninteractive
         [ -z "$lacking" ] || get $lacking || for package in $lacking; do
+            : >"$LOG"    # the reason is to be this one's
             get "$package" || say "cannot install $package, going on without it: $(reason)"
         done
     fi
     "$VENV/bin/python" -c "import importlib.metadata as m, sys; [m.version(n) for n in sys.argv[1:]]" \
         $DEPLOY_PYTHON 2>/dev/null && return
-    say "pip install $DEPLOY_PYTHON"
+    say "pip install" $DEPLOY_PYTHON
     for package in $DEPLOY_PYTHON; do
         "$VENV/bin/pip" install --disable-pip-version-check --no-input -q "$package" >"$LOG" 2>&1 </dev/null ||
             say "cannot install $package, going on without it: $(reason)"
