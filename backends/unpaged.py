@@ -168,9 +168,7 @@ class UnpagedNetwork:
             self.desired.discard(obj)
 
     def _me(self) -> Self:
-        subnets = self.around.subnets
-        public = frozenset(ip for ip in (self.ext.public_ip, self.ext.public_ip6) if ip)
-        return Self((subnets.get(Family.V4), subnets.get(Family.V6)), public)
+        return Self.on(self.ext, self.around.subnets)
 
     def _notes(self) -> dict[str, str]:
         notes = {str(subnet): why for subnet, why in self._refused.items()}

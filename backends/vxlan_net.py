@@ -161,9 +161,7 @@ class VxlanNetwork:
         return self._notes()
 
     def _me(self) -> Self:
-        subnets = self._around.subnets
-        public = frozenset(ip for ip in (self.ext.public_ip, self.ext.public_ip6) if ip)
-        return Self((subnets.get(Family.V4), subnets.get(Family.V6)), public)
+        return Self.on(self.ext, self._around.subnets)
 
     def _peer(self, family: Family, subnet: Prefix) -> vxlan.Peer | None:
         """The peer of a subnet; None if there is none or its backend data is unusable."""

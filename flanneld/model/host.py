@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from flanneld.model.addr import IP, Family
+from flanneld.model.addr import IP, Family, Prefix
 
 # include/uapi/linux/if_addr.h
 IFA_F_TEMPORARY = 0x01
@@ -27,6 +27,8 @@ class ExtIface(NamedTuple):
     public_ip: IP | None
     """What peers are told to send to; differs from ``ip`` behind NAT."""
     public_ip6: IP | None
+    broadcast: IP | None = None
+    """Of the segment that ``ip`` is in; None where there is none."""
 
     def local(self, family: Family) -> IP | None:
         """The interface's own address of a family."""
@@ -35,6 +37,10 @@ class ExtIface(NamedTuple):
     def public(self, family: Family) -> IP | None:
         """The advertised address of a family."""
         return self.public_ip if family is Family.V4 else self.public_ip6
+
+    def addresses(self) -> frozenset[IP]:
+        """All that lead here, the interface's own and what is advertised."""
+        return frozenset(filter(None, (self.ip, self.ip6, self.public_ip, self.public_ip6)))
 
 
 class LinkInfo(NamedTuple):
@@ -61,6 +67,12 @@ class AddrInfo(NamedTuple):
     """Without lifetime; false for what DHCP or a router advertisement gave."""
     duplicate: bool = False
     """Duplicate address detection failed, so the kernel refuses to send from it."""
+
+    def broadcast(self) -> IP | None:
+        """The last address of the segment; None for IPv6 and for links of two (RFC 3021)."""
+        if len(self.ip) != 4 or self.prefixlen > 30:
+            return None
+        return IP(Prefix(self.ip, self.prefixlen).last.to_bytes(4, "big"))
 
     @staticmethod
     def from_kernel(ifindex: int, ip: IP, prefixlen: int, flags: int) -> AddrInfo:

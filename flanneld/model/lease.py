@@ -42,6 +42,8 @@ class Lease(NamedTuple):
     """Store revision at which the key was last written (etcd ``mod_revision``)."""
     ttl_id: int = 0
     """The etcd lease that the key is attached to; 0 = none, a reservation (contract 3.40)."""
+    created: int = 0
+    """When the key was first written, since it was last absent: store revision, or seconds; 0 = unknown."""
 
     def name(self) -> str:
         """Subnets as text, for sentences: ``10.5.2.0/24`` or ``10.5.2.0/24+fd00::/64``."""
@@ -94,7 +96,7 @@ class LeaseTable:
         """Add or replace one lease; tells whether peers can notice (anything but revision and TTL)."""
         old = self._leases.get(key)
         self._leases[key] = lease
-        if old is not None and old[:3] == lease[:3]:
+        if old is not None and _is_same(old, lease):
             return False
         self._changed.add(key)
         return True
@@ -107,7 +109,7 @@ class LeaseTable:
     def replace_all(self, leases: dict[str, Lease], revision: int) -> bool:
         """Take a whole snapshot; tells whether anything differs from before, and marks ``complete``."""
         old = self._leases
-        different = {key for key, lease in leases.items() if (was := old.get(key)) is None or was[:3] != lease[:3]}
+        different = {key for key, lease in leases.items() if (was := old.get(key)) is None or not _is_same(was, lease)}
         different.update(old.keys() - leases.keys())
         changed = bool(different) or not self.complete
         self._changed |= different
@@ -121,6 +123,11 @@ class LeaseTable:
         self._leases = leases
         self._changed.update(leases)
         self.usable = True
+
+
+def _is_same(old: Lease, new: Lease) -> bool:
+    """Whether nobody needs to be told: a renewal changes revision and TTL only."""
+    return old[:3] == new[:3] and old.created == new.created
 
 
 class OwnLease(NamedTuple):

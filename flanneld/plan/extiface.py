@@ -264,8 +264,16 @@ class _Search:
         """Put together; the advertised address defaults to the interface's own (contract 5.11)."""
         public = {**chosen, **self.advertised}
         v4, v6 = Family.V4, Family.V6
+        broadcast = next(
+            (addr.broadcast() for addr in self.net.addrs if (addr.ifindex, addr.ip) == (link.ifindex, chosen.get(v4))),
+            None,
+        )
         return ExtIface(
-            link.name, link.ifindex, link.mtu, chosen.get(v4), chosen.get(v6), public.get(v4), public.get(v6)
+            link.name,
+            link.ifindex,
+            link.mtu,
+            *(chosen.get(v4), chosen.get(v6), public.get(v4), public.get(v6)),
+            broadcast,
         )
 
     def usable(self, link: LinkInfo, family: Family) -> list[IP]:

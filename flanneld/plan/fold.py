@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from flanneld.model.addr import IP, Family, Prefix, format_ip
+from flanneld.model.host import ExtIface
 from flanneld.model.lease import Lease
 from flanneld.model.netconf import NetConf
+from flanneld.plan.blocks import Blocks
 
 
 class Remote(NamedTuple):
@@ -23,7 +25,11 @@ class Remote(NamedTuple):
     data: bytes
     """The backend's raw JSON for this family; empty when absent."""
     revision: int
-    """When the lease was last written; of two claims that exclude each other the younger counts."""
+    """When the lease was last written."""
+    created: int = 0
+    """When it was first written; 0 = unknown."""
+    identity: str = ""
+    """Who wrote it; empty in what Go flanneld wrote."""
 
 
 class Self(NamedTuple):
@@ -31,6 +37,14 @@ class Self(NamedTuple):
 
     subnets: tuple[Prefix | None, Prefix | None]
     public_ips: frozenset[IP]
+    """All addresses of the external interface, advertised or not."""
+    broadcast: IP | None = None
+    """That of the external interface."""
+
+    @staticmethod
+    def on(ext: ExtIface, subnets: Mapping[Family, Prefix]) -> Self:
+        """What we are on an external interface."""
+        return Self((subnets.get(Family.V4), subnets.get(Family.V6)), ext.addresses(), ext.broadcast)
 
 
 class Unserved(NamedTuple):
@@ -63,24 +77,42 @@ def meaning(lease: Lease, family: Family, conf: NetConf, me: Self, backend_type:
     if own is not None and subnet.overlaps(own):
         return Outside(f"lease {lease.name()} overlaps our own {own}: not used")
     public = lease.attrs.public_ip if family is Family.V4 else lease.attrs.public_ip6
-    problem = _problem(lease, family, public, me, backend_type)
+    problem = _problem(lease, family, public, settings.network, me, backend_type)
     if problem or public is None:
         return Unserved(subnet, f"lease {lease.name()} {problem}: not used")
     data = lease.attrs.data if family is Family.V4 else lease.attrs.data6
-    return Remote(subnet, public, data, lease.revision)
+    return Remote(subnet, public, data, lease.revision, lease.created, lease.attrs.identity)
 
 
-def _problem(lease: Lease, family: Family, public: IP | None, me: Self, backend_type: str) -> str | None:
+def _problem(
+    lease: Lease, family: Family, public: IP | None, network: Prefix, me: Self, backend_type: str
+) -> str | None:
     """Why a lease cannot be served; None when it can."""
     if lease.attrs.backend_type != backend_type:
-        return f"has backend {lease.attrs.backend_type or 'udp'!r}, ours is {backend_type or 'udp'!r}"
+        return f"has backend {_shown(lease.attrs.backend_type)}, ours is {_shown(backend_type)}"
     if public is None:
         return f"has no public {family.label} address"
     if public in me.public_ips:
         return f"carries our own public address {format_ip(public)}"
-    if not usable_unicast(public):
+    if not usable_unicast(public) or public == me.broadcast:
         return f"has the unusable public address {format_ip(public)}"
+    ours = [ip for ip in me.public_ips if len(ip) == len(public)]
+    # a tunnel inside of itself; unless the whole underlay is, which only more specific routes keep working
+    if network.covers(public) and not any(network.covers(ip) for ip in ours):
+        return f"has the public address {format_ip(public)}, which is inside the network {network} itself"
+    if _is_link_local(public) and not any(map(_is_link_local, ours)):
+        return f"has the link-local public address {format_ip(public)}, and ours is none"
     return None
+
+
+def _shown(backend_type: str) -> str:
+    """A backend's name from a lease, for a sentence: printable, bounded."""
+    return ascii(backend_type[:40] or "udp")
+
+
+def _is_link_local(ip: IP) -> bool:
+    """Whether an IPv4 address is good on one segment only (RFC 3927); IPv6 ones are unusable anyway."""
+    return len(ip) == 4 and ip[:2] == b"\xa9\xfe"
 
 
 def usable_unicast(ip: IP) -> bool:
@@ -95,7 +127,12 @@ def usable_unicast(ip: IP) -> bool:
 
 
 class Fold:
-    """All leases of one family by subnet, kept current lease by lease."""
+    """All leases of one family by subnet, kept current lease by lease.
+
+    Of claims that overlap one counts: one of the network's usual length before others, then the one that was made
+    first. Whoever allocates looks for free space (contract 3.22), so a claim that comes later to leased space is a
+    mistake or worse, and must not draw away the packets of the host that was there.
+    """
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -106,12 +143,15 @@ class Fold:
         self.notes: dict[str, str] = {}
         """By key of the lease, why it is not used."""
         self._meanings: dict[str, Remote | Unserved | Outside] = {}
-        self._names: dict[IP, tuple[str, ...]] = {}
-        """Keys by first address of their subnet: nearly always one, but ``10.5.1.0-24``, ``10.5.1.0-26`` and
-        ``10.5.1.0-24&fd00::-64`` may all exist."""
+        self._names: dict[Prefix, tuple[str, ...]] = {}
+        """Keys by subnet: nearly always one, but ``10.5.1.0-24`` and ``10.5.1.0-24&fd00::-64`` may both exist."""
+        self._blocks = Blocks()
+        self._usual_length = 0
 
     def update(self, changes: Mapping[str, Lease | None], conf: NetConf, me: Self, backend_type: str) -> set[Prefix]:
         """Take changed leases (None = gone); returns the subnets whose peer may be another now."""
+        if (settings := conf.family(self.family)) is not None:
+            self._usual_length = settings.subnet_len
         touched: set[Prefix] = set()
         for key, lease in changes.items():
             new = meaning(lease, self.family, conf, me, backend_type) if lease is not None else None
@@ -127,51 +167,89 @@ class Fold:
                 self.notes[key] = new.why
             else:
                 self.notes.pop(key, None)
-        for base in {subnet.ip for subnet in touched}:
-            touched |= self._elect(base)
-        return touched
+        for subnet in touched:
+            self._blocks.put(subnet, is_there=subnet in self._names)
+        beside = {block for subnet in touched for block in self._blocks.overlapping(subnet)} - touched
+        for subnet in touched:
+            self._judge(subnet)
+        return touched.union([subnet for subnet in beside if self._judge(subnet)])
 
     def _rename(self, key: str, old: Meaning, new: Meaning) -> Iterator[Prefix]:
         """Keep ``_names`` current; a key's subnet never changes, only whether it counts. Yields what is touched."""
         before = old.subnet if isinstance(old, Remote | Unserved) else None
         after = new.subnet if isinstance(new, Remote | Unserved) else None
         if after is not None and before is None:
-            self._names[after.ip] = (*self._names.get(after.ip, ()), key)
+            self._names[after] = (*self._names.get(after, ()), key)
         elif before is not None and after is None:
-            self.remotes.pop(before, None)
-            self.unserved.pop(before, None)
-            left = tuple(name for name in self._names[before.ip] if name != key)
+            left = tuple(name for name in self._names[before] if name != key)
             if left:
-                self._names[before.ip] = left
+                self._names[before] = left
             else:
-                del self._names[before.ip]
+                del self._names[before]
         yield from (subnet for subnet in {before, after} if subnet is not None)
 
-    def _elect(self, base: IP) -> set[Prefix]:
-        """Of several claims that begin at one address, the one written last counts, if it can be served.
+    def _judge(self, subnet: Prefix) -> bool:
+        """Find out which claim to a subnet counts, if any; tells whether that changed."""
+        before = self.remotes.pop(subnet, None)
+        self.unserved.pop(subnet, None)
+        claims = [(key, self._meanings[key]) for key in sorted(self._names.get(subnet, ()))]
+        if claim := self._champion(subnet):
+            key, winner, _rank = claim
+            for other, loser in claims:
+                if isinstance(loser, Remote):
+                    self._note(other, None if other == key or _owner(loser) == _owner(winner) else (loser, winner))
+            rival = min(filter(None, map(self._champion, self._blocks.overlapping(subnet))), key=_rank_of, default=None)
+            if rival is None or _rank_of(claim) < _rank_of(rival):
+                self.remotes[subnet] = winner
+            else:
+                self._note(key, (winner, rival[1]))
+        if subnet not in self.remotes:
+            for _key, unserved in claims:
+                if isinstance(unserved, Unserved):
+                    self.unserved[subnet] = unserved.why
+        return before != self.remotes.get(subnet)
 
-        The first address is what a tunnel's neighbour entry is for: two hosts cannot share it. Returns all
-        subnets that were claimed.
+    def _champion(self, subnet: Prefix) -> _Claim | None:
+        """The claim to exactly this subnet that goes before others to it.
+
+        A host may have written two keys for one subnet, and what it wrote last is right: they rank by the older one.
         """
-        claims = [(key, self._meanings[key]) for key in sorted(self._names.get(base, ()))]
-        remotes = sorted((claim.revision, key, claim) for key, claim in claims if isinstance(claim, Remote))
-        subnets = {claim.subnet for _key, claim in claims if not isinstance(claim, Outside)}
-        for subnet in subnets:
-            self.remotes.pop(subnet, None)
-            self.unserved.pop(subnet, None)
-        for _key, claim in claims:
-            if isinstance(claim, Unserved):
-                self.unserved[claim.subnet] = claim.why
-        if remotes:
-            *losers, (_revision, winning_key, winner) = remotes
-            self.remotes[winner.subnet] = winner
-            self.unserved.pop(winner.subnet, None)
-            self.notes.pop(winning_key, None)
-            for _revision, key, loser in losers:
-                self.notes.pop(key, None)
-                if loser[:2] != winner[:2]:
-                    self.notes[key] = (
-                        f"{loser.subnet} of {format_ip(loser.public_ip)} begins where {winner.subnet} of "
-                        f"{format_ip(winner.public_ip)} does, which was written later and counts"
-                    )
-        return subnets
+        owners: dict[tuple[IP, str], list[tuple[str, Remote]]] = {}
+        for key in self._names.get(subnet, ()):
+            if isinstance(claim := self._meanings[key], Remote):
+                owners.setdefault(_owner(claim), []).append((key, claim))
+        best: _Claim | None = None
+        for claims in owners.values():
+            key, claim = max(claims, key=lambda pair: (pair[1].revision, pair[0]))
+            age = min(claim.created or _NEVER for _key, claim in claims)
+            rank = (subnet.length != self._usual_length, age, subnet, min(name for name, _claim in claims))
+            if best is None or rank < best[2]:
+                best = (key, claim, rank)
+        return best
+
+    def _note(self, key: str, beaten: tuple[Remote, Remote] | None) -> None:
+        if beaten is None:
+            self.notes.pop(key, None)
+            return
+        loser, winner = beaten
+        odd = loser.subnet.length != self._usual_length == winner.subnet.length
+        self.notes[key] = (
+            f"lease {loser.subnet} of {format_ip(loser.public_ip)} overlaps {winner.subnet} of "
+            f"{format_ip(winner.public_ip)}, which {'has the usual length' if odd else 'was there before'}: not used"
+        )
+
+
+_NEVER = 1 << 63
+"""Later than any revision of a store."""
+
+_Claim = tuple[str, Remote, tuple[bool, int, Prefix, str]]
+"""Key, claim and rank; the lowest rank counts."""
+
+
+def _rank_of(claim: _Claim) -> tuple[bool, int, Prefix, str]:
+    return claim[2]
+
+
+def _owner(claim: Remote) -> tuple[IP, str]:
+    """Who made a claim, as far as it says; Go flanneld gives no identity."""
+    return claim.public_ip, claim.identity

@@ -78,7 +78,7 @@ class LeaseReader:
         """Decode one lease; None, and one log line for this revision of the key, when it cannot be used."""
         name = self._keys.name(kv.key)
         try:
-            lease = Lease(*parse_key(kv.key), decode_attrs(kv.value), kv.mod_revision, kv.lease)
+            lease = Lease(*parse_key(kv.key), decode_attrs(kv.value), kv.mod_revision, kv.lease, kv.create_revision)
         except PeerDataError as error:
             if self._noted.get(name) != kv.mod_revision:
                 self._noted[name] = kv.mod_revision

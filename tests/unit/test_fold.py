@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from flanneld.plan.fold import Fold, Outside, Remote, Self, Unserved, meaning, u
 CONF = parse_netconf(b'{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}')
 ONLY_V4 = parse_netconf(b'{"Network":"10.5.0.0/16"}')
 OWN, OWN6 = Prefix.parse("10.5.1.0/24"), Prefix.parse("fd00:5:0:1::/64")
-ME = Self((OWN, OWN6), frozenset({parse_ip("198.18.0.1"), parse_ip("2001:db8::1")}))
+ME = Self((OWN, OWN6), frozenset({parse_ip("198.18.0.1"), parse_ip("2001:db8::1")}), parse_ip("198.18.0.255"))
 
 
 def lease(
@@ -25,9 +27,11 @@ def lease(
     ip6: str | None = None,
     backend: str = "vxlan",
     revision: int = 1,
+    created: int = 0,
+    identity: str = "",
 ) -> Lease:
-    attrs = LeaseAttrs(parse_ip(ip) if ip else None, parse_ip(ip6) if ip6 else None, backend, b"4", b"6")
-    return Lease(Prefix.parse(subnet), Prefix.parse(subnet6) if subnet6 else None, attrs, revision)
+    attrs = LeaseAttrs(parse_ip(ip) if ip else None, parse_ip(ip6) if ip6 else None, backend, b"4", b"6", identity)
+    return Lease(Prefix.parse(subnet), Prefix.parse(subnet6) if subnet6 else None, attrs, revision, 0, created)
 
 
 def told(found: object) -> str:
@@ -73,12 +77,23 @@ def test_our_own_lease_and_absent_families_mean_nothing() -> None:
         (lease(ip="224.0.0.1"), "unusable public address 224.0.0.1"),
         (lease(ip="255.255.255.255"), "unusable public address"),
         (lease(ip="0.0.0.7"), "unusable public address"),
+        (lease(ip="198.18.0.255"), "unusable public address 198.18.0.255"),
+        (lease(ip="10.5.3.7"), "inside the network 10.5.0.0/16"),  # packets would come round and round
+        (lease(ip="169.254.169.254"), "link-local public address"),
+        (lease(backend="\x1b[2J\n" + "x" * 9000), "has backend '\\x1b[2J\\nxxx"),
     ],
 )
 def test_a_lease_that_cannot_be_used_is_told_in_a_sentence(bad: Lease, why: str) -> None:
     sentence = told(meaning(bad, Family.V4, CONF, ME, "vxlan"))
     assert why in sentence
     assert bad.name() in sentence
+    assert len(sentence) < 200
+
+
+@pytest.mark.parametrize(("own", "peer"), [("10.5.200.1", "10.5.200.2"), ("169.254.7.7", "169.254.7.8")])
+def test_on_an_underlay_of_unusual_addresses_peers_may_have_them_too(own: str, peer: str) -> None:
+    me = ME._replace(public_ips=frozenset({parse_ip(own)}))
+    assert isinstance(meaning(lease(ip=peer), Family.V4, CONF, me, "vxlan"), Remote)
 
 
 @pytest.mark.parametrize("ip6", ["::", "::1", "ff02::1", "fe80::1", "::ffff:198.18.0.2"])
@@ -110,14 +125,25 @@ def folded(*leases: Lease) -> Fold:
     return fold
 
 
-def test_of_two_keys_for_one_subnet_the_one_written_last_counts_and_the_other_is_told() -> None:
-    old = lease(ip="198.18.0.2", revision=5)
-    new = lease(ip="198.18.0.3", subnet6="fd00:5:0:2::/64", ip6="2001:db8::3", revision=9)
-    for order in ((old, new), (new, old)):
+def test_of_two_hosts_that_claim_one_subnet_the_one_that_was_there_counts_and_the_other_is_told() -> None:
+    there = lease(ip="198.18.0.2", revision=99, created=5)
+    later = lease(ip="198.18.0.3", subnet6="fd00:5:0:2::/64", ip6="2001:db8::3", revision=9, created=9)
+    for order in ((there, later), (later, there)):
         fold = folded(*order)
-        assert [remote.public_ip for remote in fold.remotes.values()] == [parse_ip("198.18.0.3")]
-        assert "198.18.0.2" in fold.notes[key(old)]
-        assert key(new) not in fold.notes
+        assert [remote.public_ip for remote in fold.remotes.values()] == [parse_ip("198.18.0.2")]
+        assert "198.18.0.3" in fold.notes[key(later)]
+        assert "198.18.0.2" in fold.notes[key(later)]
+        assert key(there) not in fold.notes
+
+
+def test_of_two_keys_of_one_host_for_one_subnet_the_one_written_last_counts() -> None:
+    old = lease(revision=5, created=5)
+    new = lease(subnet6="fd00:5:0:2::/64", ip6="2001:db8::2", revision=9, created=9)
+    stranger = lease(ip="198.18.0.3", subnet6="fd00:5:0:3::/64", ip6="2001:db8::3", revision=99, created=7)
+    for order in ((old, new, stranger), (stranger, new, old)):
+        fold = folded(*order)
+        assert [remote.revision for remote in fold.remotes.values()] == [9]
+        assert fold.notes.keys() == {key(stranger)}
 
 
 def test_a_claim_that_cannot_be_served_does_not_hide_one_that_can() -> None:
@@ -129,16 +155,23 @@ def test_a_claim_that_cannot_be_served_does_not_hide_one_that_can() -> None:
         assert fold.unserved == {}
 
 
-def test_of_two_subnets_with_one_first_address_only_one_counts() -> None:
-    """A peer's first address is its VTEP's neighbour: two of them would fight over it, and both lose."""
-    wide, narrow = lease("10.5.2.0/24", revision=5), lease("10.5.2.0/26", ip="198.18.0.3", revision=9)
-    for order in ((wide, narrow), (narrow, wide)):
+@pytest.mark.parametrize("odd", ["10.5.18.0/26", "10.5.18.64/26", "10.5.18.0/23", "10.5.16.0/20"])
+def test_a_subnet_of_another_length_never_takes_from_one_of_the_usual_length(odd: str) -> None:
+    usual, other = lease("10.5.18.0/24", created=9), lease(odd, ip="198.18.0.3", created=5)
+    for order in ((usual, other), (other, usual)):
         fold = folded(*order)
-        assert list(fold.remotes) == [Prefix.parse("10.5.2.0/26")]
-        assert "10.5.2.0/24" in fold.notes[key(wide)]
-    fold.update({key(narrow): None}, CONF, ME, "vxlan")
-    assert list(fold.remotes) == [Prefix.parse("10.5.2.0/24")]
+        assert list(fold.remotes) == [Prefix.parse("10.5.18.0/24")]
+        assert fold.notes.keys() == {key(other)}
+    fold.update({key(usual): None}, CONF, ME, "vxlan")
+    assert list(fold.remotes) == [Prefix.parse(odd)]
     assert fold.notes == {}
+
+
+def test_of_overlapping_subnets_of_other_lengths_the_one_that_was_there_counts() -> None:
+    wide, narrow = lease("10.5.2.0/23", ip="198.18.0.2", created=9), lease("10.5.3.0/26", ip="198.18.0.3", created=5)
+    fold = folded(wide, narrow)
+    assert list(fold.remotes) == [Prefix.parse("10.5.3.0/26")]
+    assert "was there before" in fold.notes[key(wide)]
 
 
 SUBNETS = ["10.5.2.0/24", "10.5.2.0/26", "10.5.2.64/26", "10.5.3.0/24", "10.5.1.0/24", "10.5.0.0/22", "10.9.0.0/24"]
@@ -150,6 +183,8 @@ some_leases = st.builds(
     st.just("2001:db8::9"),
     st.sampled_from(["vxlan", "host-gw"]),
     st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from(["", "a", "b"]),
 )
 
 
@@ -173,9 +208,16 @@ def test_lease_by_lease_comes_to_the_same_as_all_at_once_in_any_order(steps: lis
         assert at_once.remotes == step_by_step.remotes
         assert at_once.unserved == step_by_step.unserved
         assert at_once.notes == step_by_step.notes
-    bases = [subnet.ip for subnet in step_by_step.remotes]
-    assert len(bases) == len(set(bases))
+    assert not any(one.overlaps(other) for one, other in combinations(step_by_step.remotes, 2))
     assert not step_by_step.remotes.keys() & step_by_step.unserved.keys()
+
+
+@given(st.lists(some_leases.filter(lambda one: key(one) != "10.5.2.0-24"), max_size=8))
+def test_whoever_comes_later_takes_no_address_from_a_host_that_was_there(others: list[Lease]) -> None:
+    there = lease("10.5.2.0/24", "198.18.0.44", created=1, identity="c")
+    fold = folded(there, *(other._replace(created=other.created + 2) for other in others))
+    assert fold.remotes[Prefix.parse("10.5.2.0/24")].public_ip == parse_ip("198.18.0.44")
+    assert [subnet for subnet in fold.remotes if subnet.overlaps(Prefix.parse("10.5.2.0/24"))] == [there.subnet]
 
 
 def differs(before: dict[Prefix, Remote], fold: Fold, subnet: Prefix) -> bool:
