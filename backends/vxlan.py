@@ -104,6 +104,8 @@ class Peer(NamedTuple):
     mac: MAC
     public_ip: IP
     revision: int
+    created: int = 0
+    identity: str = ""
 
 
 class _VtepJSON(msgspec.Struct):
@@ -132,7 +134,7 @@ def parse_peer(remote: Remote, own_mac: MAC) -> Peer:
         raise PeerDataError(f"lease {remote.subnet} has the unusable VtepMAC {format_mac(mac)}: not used")
     if mac == own_mac:
         raise PeerDataError(f"lease {remote.subnet} has our own VtepMAC {format_mac(mac)}: not used")
-    return Peer(remote.subnet, mac, remote.public_ip, remote.revision)
+    return Peer(remote.subnet, mac, remote.public_ip, remote.revision, remote.created, remote.identity)
 
 
 _decode_vtep = msgspec.json.Decoder(_VtepJSON).decode

@@ -22,6 +22,9 @@ from flanneld.plan.diff import Op, Verb
 MAX_VOIDS = 4096
 """Unreachable blocks kept at a time; beyond, the oldest makes room. Bounds what a scan can leave behind."""
 
+_NEVER = 1 << 63
+"""Later than any revision of a store."""
+
 REFUSED = MAC(b"")
 """A neighbour with this MAC tells the kernel to give the address up (``kernel/rtnl_codec.py``)."""
 
@@ -97,12 +100,12 @@ class Pages:
         return {**self._direct, **more} if more else self._direct
 
     def _elect(self, mac: MAC) -> None:
-        """Of hosts with one MAC only one can work: the one whose lease was written last."""
+        """Of hosts with one MAC only one can work."""
         holders = [self._claims[subnet] for subnet in self._by_mac[mac]]
         if not holders:
             del self._by_mac[mac]
             return
-        winner = max(holders, key=lambda p: (p.revision, p.subnet))
+        winner = _rightful(holders)
         for peer in holders:
             if peer.public_ip == winner.public_ip:
                 self.notes.pop(peer.subnet, None)
@@ -110,8 +113,8 @@ class Pages:
                 continue
             self._refuse_peer(peer.subnet)
             self.notes[peer.subnet] = (
-                f"lease {peer.subnet} of {format_ip(peer.public_ip)} has the VtepMAC {format_mac(mac)} of the younger "
-                f"lease {winner.subnet} of {format_ip(winner.public_ip)}: not used"
+                f"lease {peer.subnet} of {format_ip(peer.public_ip)} has the VtepMAC {format_mac(mac)} of lease "
+                f"{winner.subnet} of {format_ip(winner.public_ip)}: not used"
             )
 
     def _accept_peer(self, peer: Peer) -> None:
@@ -298,6 +301,19 @@ class Pages:
             route, *rest = self._unload(subnet)
             ops += [Op(Verb.DELETE, obj) for obj in (route, *old_answers.get(subnet, ()), *rest)]
         return ops
+
+
+def _rightful(holders: Collection[Peer]) -> Peer:
+    """Whose a MAC is: the machine's that signed a lease with it first, at the place that it wrote down last.
+
+    A host that moved keeps its MAC and leaves a lease behind that nobody renews. Where nobody signed, Go flanneld's
+    way is all that is left: the lease that was written last.
+    """
+    signed = [peer for peer in holders if peer.identity]
+    if signed:
+        first = min(signed, key=lambda p: (p.created or _NEVER, p.subnet))
+        holders = [peer for peer in signed if peer.identity == first.identity]
+    return max(holders, key=lambda p: (p.revision, p.subnet))
 
 
 def _void_route(block: Prefix) -> Route:

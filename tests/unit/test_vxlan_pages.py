@@ -39,7 +39,10 @@ MACS = [parse_mac(f"02:00:00:00:01:{n:02x}") for n in range(4)]
 HOSTS = [parse_ip(f"198.18.0.{n}") for n in range(2, 6)]
 
 blocks = st.sampled_from(BLOCKS)
-peers = st.builds(Peer, blocks, st.sampled_from(MACS), st.sampled_from(HOSTS), st.integers(0, 3))
+peers = st.builds(
+    *(Peer, blocks, st.sampled_from(MACS), st.sampled_from(HOSTS), st.integers(0, 3)),
+    *(st.integers(1, 3), st.sampled_from(["", "", "a", "b"])),
+)
 addresses = st.one_of(
     st.integers(NETWORK.first, NETWORK.last).filter(lambda value: not OWN.first <= value <= OWN.last),
     st.sampled_from([block.first for block in BLOCKS]),
@@ -174,11 +177,13 @@ class Events(RuleBasedStateMachine):
     # ---- what must be so at any moment ---------------------------------------------------------
 
     def expected(self) -> dict[Prefix, Peer]:
-        """Of hosts with one MAC only the one whose lease was written last."""
-        winner = {
-            mac: max((p for p in self.leases.values() if p.mac == mac), key=lambda p: (p.revision, p.subnet)).public_ip
-            for mac in {p.mac for p in self.leases.values()}
-        }
+        """Of hosts with one MAC only the machine that signed first, or that was written last where none did."""
+        winner = {}
+        for mac in {p.mac for p in self.leases.values()}:
+            holders = [p for p in self.leases.values() if p.mac == mac]
+            first = min((p for p in holders if p.identity), key=lambda p: (p.created, p.subnet), default=None)
+            holders = [p for p in holders if first is None or p.identity == first.identity]
+            winner[mac] = max(holders, key=lambda p: (p.revision, p.subnet)).public_ip
         return {s: p for s, p in self.leases.items() if winner[p.mac] == p.public_ip}
 
     def find(self, ip: IP) -> Peer | None:
@@ -287,6 +292,24 @@ def test_an_address_outside_the_network_is_refused_without_a_route() -> None:
     [op] = pages.answer_ip(parse_ip("192.0.2.7"))
     assert op.obj == Neighbour("flannel.1", parse_ip("192.0.2.7"), MAC(b""), permanent=False)
     assert list(desired) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "newcomer", "wins"),
+    [
+        ("a", "b", False),  # a stranger with a peer's MAC takes nothing from it
+        ("a", "", False),
+        ("a", "a", True),  # a machine that moved, or whose address changed
+        ("", "", True),  # the same with Go flanneld, which says nothing of itself
+        ("", "b", True),
+    ],
+)
+def test_a_mac_stays_with_the_machine_that_signed_a_lease_with_it(there: str, newcomer: str, wins: bool) -> None:
+    pages, _desired, _kernel = bed(8)
+    old = Peer(BLOCKS[0], MACS[0], HOSTS[0], revision=5, created=5, identity=there)
+    new = Peer(BLOCKS[1], MACS[0], HOSTS[1], revision=9, created=9, identity=newcomer)
+    pages.settle({old.subnet: old, new.subnet: new}, (), {})
+    assert list(pages.peers) == [new.subnet if wins else old.subnet]
 
 
 def test_a_restart_takes_over_what_is_in_the_tables_and_changes_nothing() -> None:
