@@ -18,13 +18,16 @@ from tests.support.wait import until
 
 PACKAGES = [
     *("systemd", "systemd-sysv", "udev", "python3-venv", "iproute2", "nftables", "iptables", "iputils-ping", "procps"),
-    *("network-manager", "dhcpcd5"),
+    *("network-manager", "dhcpcd5", "docker.io"),
 ]
-IDLE = ("NetworkManager", "NetworkManager-wait-online", "dhcpcd")
-"""Their tests start them; otherwise they would take the underlay."""
+IDLE = (
+    *("NetworkManager.service", "NetworkManager-wait-online.service", "dhcpcd.service"),
+    *("docker.service", "docker.socket", "containerd.service"),
+)
+"""Their tests start them; until then the underlay is the test's."""
 REPOSITORY = Path(__file__).parents[2]
 ADDRESS, NEIGHBOUR = "192.0.2.11", "192.0.2.12"
-SUBNET, POD, NEIGHBOUR_SUBNET, NEIGHBOUR_POD = "10.5.1.0/24", "10.5.1.1", "10.5.9.0/24", "10.5.9.1"
+SUBNET, GATEWAY, NEIGHBOUR_SUBNET, NEIGHBOUR_POD = "10.5.1.0/24", "10.5.1.1", "10.5.9.0/24", "10.5.9.1"
 NEIGHBOUR_MAC = "02:00:00:00:00:09"
 NETWORK = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.1.0", "SubnetMax": "10.5.1.0"}
 DROP_IN = "/run/systemd/system/flanneld.service.d/test.conf"
@@ -65,13 +68,17 @@ systemctl daemon-reload
 systemctl reset-failed
 systemctl start etcd
 etcdctl del --prefix '' >/dev/null
-for device in $(ls /sys/class/net | grep -E '^(flannel|cni|veth)'); do ip link delete $device 2>/dev/null || true; done
+for device in $(ls /sys/class/net | grep -E '^(flannel|cni|veth|docker)'); do
+    ip link delete $device 2>/dev/null || true
+done
 ip -n neighbour link delete flannel.1 2>/dev/null || true
+ip netns delete container 2>/dev/null || true
 ip -n neighbour addr flush dev lo
 ip -n neighbour route flush root {SUBNET}
 ip route flush proto 86
 ip route flush type unreachable proto 86
 nft flush ruleset
+iptables-legacy -F; iptables-legacy -t nat -F
 for tool in iptables ip6tables; do
     update-alternatives --set $tool /usr/sbin/$tool-nft >/dev/null
 done
@@ -94,7 +101,7 @@ class SystemdHost:
             (units / f"{name}.service").write_text(text)
             (wants / f"{name}.service").symlink_to(f"../{name}.service")
         for name in IDLE:
-            (units / f"{name}.service").symlink_to("/dev/null")
+            (units / name).symlink_to("/dev/null")
 
     def install(self, *options: str) -> str:
         """Run the installer, with the wheels that ``wheels`` made and no other; returns what it says."""
@@ -163,9 +170,10 @@ class SystemdHost:
         """/proc/PID/status of the daemon."""
         return self.run("cat", f"/proc/{self.pid}/status")
 
-    def connect_neighbour(self, backend: str) -> None:
-        """Give both ends a container's address; the neighbour's way back is written by hand."""
-        self.sh(f"ip link add cni0 type bridge; ip addr add {POD}/24 dev cni0; ip link set cni0 up")
+    def connect_neighbour(self, backend: str, bridge: bool = True) -> None:
+        """Give the neighbour a container's address and a way back, by hand; and us a bridge with its address."""
+        if bridge:
+            self.sh(f"ip link add cni0 type bridge; ip addr add {GATEWAY}/24 dev cni0; ip link set cni0 up")
         if backend == "host-gw":
             self.sh(
                 f"ip -n neighbour link set lo up; ip -n neighbour addr add {NEIGHBOUR_POD}/32 dev lo\n"
@@ -186,7 +194,7 @@ class SystemdHost:
 
     def ping(self, count: int = 3) -> subprocess.Popen[str]:
         """Ping from our container's address to the neighbour's, fifty times a second."""
-        return self.machine.popen("ping", "-n", "-i", "0.02", "-c", str(count), "-I", POD, NEIGHBOUR_POD)
+        return self.machine.popen("ping", "-n", "-i", "0.02", "-c", str(count), "-I", GATEWAY, NEIGHBOUR_POD)
 
 
 def lost(ping: subprocess.Popen[str]) -> str:
