@@ -36,6 +36,7 @@ from flanneld.model.netconf import NetConf
 from flanneld.model.options import Options
 from flanneld.model.subnet_env import SubnetEnv
 from flanneld.plan.drift import Repair
+from flanneld.plan.rule_owner import Us
 from flanneld.problems import Problems
 from flanneld.reconcile import LEASES, Reconciler, Tell
 from flanneld.report.audit import Audit
@@ -98,7 +99,7 @@ class Daemon:
             Tell(slot("kernel", "the data path is not set up yet"), remark("kernel"), self._repaired),
             give_back,
         )
-        managers = _managers(standing.conf)
+        managers = self._managers(standing.conf)
         self._rules = RuleKeeper(
             *managers, self._wanted_rules, slot("rules", "no firewall rules yet"), remark("rules"), self._rules_repaired
         )
@@ -172,7 +173,7 @@ class Daemon:
             log.error("network configuration changed, but the old one is kept: %s", exc)
             return
         if conf.nftables != standing.conf.nftables:
-            self._rules.use(*_managers(conf))
+            self._rules.use(*self._managers(conf))
         log.info("network configuration changed and applied")
         standing.conf = conf
         self._rules.wake("configuration")
@@ -308,11 +309,12 @@ class Daemon:
             log.info("%s", summary)
         self._up.set()
 
+    def _managers(self, conf: NetConf) -> tuple[TrafficManager, TrafficManager]:
+        """The firewall tool that the configuration asks for, and the other one."""
+        from flanneld.kernel.iptables import Iptables
+        from flanneld.kernel.nft import Nftables
 
-def _managers(conf: NetConf) -> tuple[TrafficManager, TrafficManager]:
-    """The firewall tool that the configuration asks for, and the other one."""
-    from flanneld.kernel.iptables import Iptables
-    from flanneld.kernel.nft import Nftables
-
-    nft, iptables = Nftables(), Iptables()
-    return (nft, iptables) if conf.nftables else (iptables, nft)
+        blocks = [part.network for family in conf.families() if (part := conf.family(family))]
+        us = Us.of(self._options.network_id, [*blocks, *self._standing.former_networks])
+        nft, iptables = Nftables(us), Iptables(us)
+        return (nft, iptables) if conf.nftables else (iptables, nft)

@@ -21,7 +21,7 @@ from flanneld.kernel.iptables import Iptables, Tool
 from flanneld.kernel.nft import Nftables, remove_empty_table
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.kernel.run import find
-from flanneld.model.addr import Family, Prefix
+from flanneld.model.addr import Prefix
 from flanneld.model.cni_conf import is_rendered
 from flanneld.model.objects import Link
 from flanneld.model.state import State
@@ -172,12 +172,12 @@ async def _remake(scope: Scope, kernel: Rtnl, link: Link) -> None:
 async def in_firewall(scope: Scope) -> Remains:
     """Rules of either tool, ours or Go flanneld's; those of another network stay."""
     items, left = [], []
-    for family, blocks in (await _nft()).items():
-        name = f"nftables table {' '.join(TABLES[family])}"
+    for table, blocks in (await _nft()).items():
+        name = f"nftables table {' '.join(table)}"
         if why := _not_ours(scope, blocks):
             left.append(f"{name}: {why}")
         else:
-            items.append(Item(name, partial(_remove_table, family)))
+            items.append(Item(name, partial(_remove_table, table)))
     for tool, remnant in await _iptables(scope.networks):
         text = f"{tool.prefix} {remnant.text}"
         if why := _not_ours(scope, remnant.blocks):
@@ -185,10 +185,10 @@ async def in_firewall(scope: Scope) -> Remains:
         elif remnant.payload:
             items.append(Item(text, partial(tool.restore, remnant.payload)))
             if remnant.is_alone and tool.variant == "nf_tables" and find("nft"):
-                table = TABLES[tool.family][0], remnant.table
+                word = TABLES[tool.family][0]
                 # it would go on taking every packet through connection tracking
-                text = f"nftables table {' '.join(table)}, which iptables made and which is empty then"
-                items.append(Item(text, partial(_remove_if_empty, *table)))
+                text = f"nftables table {word} {remnant.table}, which iptables made and which is empty then"
+                items.append(Item(text, partial(_remove_if_empty, word, remnant.table)))
     return Remains(tuple(items), tuple(left))
 
 
@@ -205,7 +205,7 @@ async def _iptables(networks: Sequence[Prefix]) -> list[tuple[Tool, Remnant]]:
         return await tool.remnants(networks)
 
 
-async def _nft() -> dict[Family, frozenset[Prefix]]:
+async def _nft() -> dict[tuple[str, str], frozenset[Prefix]]:
     with contextlib.closing(Nftables()) as tool:
         return await tool.remnants()
 
@@ -214,9 +214,9 @@ async def _remove_if_empty(word: str, name: str) -> None:
     await remove_empty_table(word, name)
 
 
-async def _remove_table(family: Family) -> None:
+async def _remove_table(name: tuple[str, str]) -> None:
     with contextlib.closing(Nftables()) as tool:
-        await tool.remove_table(family)
+        await tool.remove_table(name)
 
 
 # ---- files ---------------------------------------------------------------------------------------------

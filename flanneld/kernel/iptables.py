@@ -19,19 +19,13 @@ from flanneld.kernel import xtables
 from flanneld.kernel.nft_events import NftEvents
 from flanneld.kernel.run import find, run
 from flanneld.model.addr import Family, Prefix
+from flanneld.plan.rule_owner import Us
 from flanneld.plan.traffic_iptables import FORWARD, MASQUERADE, Remnant, Repair, count_rules, remnants, repair
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _STEM = {Family.V4: "iptables", Family.V6: "ip6tables"}
-_OURS = {
-    (int(family), place.table, chain)
-    for family in Family
-    for place in (MASQUERADE, FORWARD)
-    for chain in ("", place.chain, place.parent)  # "" = the whole table
-}
-
 Variant: TypeAlias = Literal["nf_tables", "legacy"]
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _INFIX: dict[Variant, str] = {"nf_tables": "nft", "legacy": "legacy"}
@@ -55,12 +49,26 @@ class Tool(NamedTuple):
 
 
 class Iptables:
-    """The chains FLANNEL-POSTRTG and FLANNEL-FWD and the jumps to them (contract 8.1 to 8.6)."""
+    """The chains FLANNEL-POSTRTG and FLANNEL-FWD and the jumps to them (contract 8.1 to 8.6).
+
+    Args:
+        us: whose rules they are; None = there is only one network on this host.
+    """
 
     name = "iptables"
 
-    def __init__(self) -> None:
-        self._events = NftEvents(lambda *change: change in _OURS)
+    def __init__(self, us: Us | None = None) -> None:
+        self._us = us
+        self._chains = {
+            place: (place.chain, *((place.of(us.mark).chain,) if us else ())) for place in (MASQUERADE, FORWARD)
+        }
+        watched = {
+            (int(family), place.table, chain)
+            for family in Family
+            for place, chains in self._chains.items()
+            for chain in ("", place.parent, *chains)  # "" = the whole table
+        }
+        self._events = NftEvents(lambda *change: change in watched)
         self._tools: dict[Family, Tool] = {}
         self._good: dict[Family, tuple[Stamp, TrafficRules | None]] = {}
         """What was last found in place, and the state of the kernel's rules it was found in."""
@@ -98,7 +106,10 @@ class Iptables:
         if tool is None:
             return 0  # not installed, so there is nothing to change
         if tool.variant == "legacy":
-            prints = [xtables.fingerprint(tool.family, p.table, p.parent, p.chain) for p in (MASQUERADE, FORWARD)]
+            prints = [
+                xtables.fingerprint(tool.family, place.table, place.parent, *chains)
+                for place, chains in self._chains.items()
+            ]
             return tuple(p for p in prints if p is not None) if None not in prints else None
         try:
             return self._events.version(tool.family)
@@ -133,10 +144,10 @@ class Iptables:
 
     def _repair(self, saved: str, tool: Tool, rules: TrafficRules | None, wrote: bool) -> Repair:
         effective = self._effective(tool.family, rules)
-        todo = repair(saved, tool.family, effective)
+        todo = repair(saved, tool.family, effective, self._us)
         if todo.changes and wrote and effective and effective.fully_random:
             # old kernels take --random-fully and forget it; to insist would be to write for ever (failures F12)
-            plainer = repair(saved, tool.family, effective._replace(fully_random=False))
+            plainer = repair(saved, tool.family, effective._replace(fully_random=False), self._us)
             if not plainer.changes:
                 self._give_up_random(tool, "the kernel ignores the option")
                 return plainer
@@ -187,7 +198,7 @@ class Iptables:
             if other is None or not _may_have_rules(other):
                 continue
             try:
-                changes += await _remove(other)
+                changes += await self._remove(other)
                 count = count_rules(await other.save())
             except KernelError as exc:
                 _log.warning("cannot look for stale rules in the other iptables variant cause=%s", exc)
@@ -211,12 +222,20 @@ class Iptables:
             for family in Family:
                 try:
                     for tool in await self._all_tools(family):
-                        changes += await _remove(tool)
+                        changes += await self._remove(tool)
                 except KernelError as exc:
                     failures.append(exc)
         if failures:
             raise failures[0]
         return changes
+
+    async def _remove(self, tool: Tool) -> list[str]:
+        if not _may_have_rules(tool):
+            return []
+        todo = repair(await tool.save(), tool.family, None, self._us)
+        if todo.payload:
+            await tool.restore(todo.payload)
+        return [f"{tool.prefix}: {change}" for change in todo.changes]
 
     async def remnants(self, networks: Sequence[Prefix]) -> list[tuple[Tool, Remnant]]:
         """What there is of flannel's in any family and variant, and whether it is of these networks."""
@@ -292,12 +311,3 @@ def _variant(family: Family, variant: Variant) -> Tool | None:
 def _may_have_rules(tool: Tool) -> bool:
     # spares the process, in the common case, of looking at legacy tables that do not exist
     return tool.variant == "nf_tables" or xtables.tables(tool.family) != frozenset()
-
-
-async def _remove(tool: Tool) -> list[str]:
-    if not _may_have_rules(tool):
-        return []
-    todo = repair(await tool.save(), tool.family, None)
-    if todo.payload:
-        await tool.restore(todo.payload)
-    return [f"{tool.prefix}: {change}" for change in todo.changes]

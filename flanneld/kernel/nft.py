@@ -9,36 +9,58 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from flanneld.contracts import TrafficRules, Wake
 from flanneld.errors import KernelError
 from flanneld.kernel.nft_events import NftEvents
 from flanneld.kernel.run import find, run
 from flanneld.model.addr import Family, Prefix
+from flanneld.plan.rule_owner import Us
 from flanneld.plan.traffic_nft import (
-    TABLES,
     Table,
     blocks_in,
+    is_table,
     parse_table,
     render_file,
     render_random_probe,
     render_removal,
+    rules_in,
+    table_name,
     wanted_table,
 )
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_OURS = {(int(family), name) for family, (_, name) in TABLES.items()}
+Name: TypeAlias = tuple[str, str]
+"""nft's word for the family, and a table's name."""
+
+
+class _Look(NamedTuple):
+    """What one family's tables are like."""
+
+    mark: str
+    """What the name of our table ends with."""
+    right: bool
+    surplus: tuple[Name, ...]
+    """Tables of ours that must not be there."""
 
 
 class Nftables:
-    """The tables ``ip flannel-ipv4`` and ``ip6 flannel-ipv6`` (contract 8.14 to 8.18)."""
+    """The tables ``ip flannel-ipv4`` and ``ip6 flannel-ipv6`` (contract 8.14 to 8.18).
+
+    Args:
+        us: whose rules they are; None = there is only one network on this host.
+    """
 
     name = "nftables"
 
-    def __init__(self) -> None:
-        self._events = NftEvents(lambda family, table, chain: (family, table) in _OURS)
+    def __init__(self, us: Us | None = None) -> None:
+        self._us = us
+        marks = ("", us.mark) if us else ("",)
+        watched = {(int(family), table_name(family, mark)[1]) for family in Family for mark in marks}
+        self._events = NftEvents(lambda family, table, chain: (family, table) in watched)
         self._good: dict[Family, tuple[int, TrafficRules | None]] = {}
         """What was last found in place, and the version of the kernel's rules it was found in."""
         self._random: bool | None = None
@@ -56,26 +78,53 @@ class Nftables:
     async def _converge(self, todo: list[Family], rules: Mapping[Family, TrafficRules]) -> list[str]:
         changes: list[str] = []
         for _ in range(_ATTEMPTS):
-            wrong = [family for family in todo if not await self._is_right(family, rules.get(family))]
+            versions = {family: self._events.version(family) for family in todo}
+            names = await _names()
+            looks = {family: await self._look(family, rules.get(family), names) for family in todo}
+            wrong = {family: look for family, look in looks.items() if not look.right or look.surplus}
+            self._good |= {family: (versions[family], rules.get(family)) for family in looks.keys() - wrong.keys()}
             if not wrong:
                 return changes
             if self._random is None and any(r.fully_random and r.masquerade for r in rules.values()):
                 self._random = await _knows_random()
             # one transaction, so that traffic meets the old rules or the new ones
-            tables = {family: self._table(rules.get(family)) for family in wrong}
-            await run("nft", "-f", "-", stdin=render_file(tables))
-            changes += [f"replaced nftables table {' '.join(TABLES[family])}" for family in wrong]
+            text = ""
+            for family, look in wrong.items():
+                if not look.right:
+                    text += render_file({family: self._table(rules.get(family))}, look.mark)
+                    changes.append(f"replaced nftables table {' '.join(table_name(family, look.mark))}")
+                text += render_removal(look.surplus)
+                changes += [f"deleted nftables table {' '.join(name)}" for name in look.surplus]
+            await run("nft", "-f", "-", stdin=text)
         raise KernelError(
             "set nftables rules", 0, "they differ again right after each write; does another flanneld run here?"
         )
 
-    async def _is_right(self, family: Family, rules: TrafficRules | None) -> bool:
+    async def _look(self, family: Family, rules: TrafficRules | None, names: set[Name]) -> _Look:
         self._good.pop(family, None)
-        version = self._events.version(family)
-        if await _list(family) != self._table(rules):
-            return False
-        self._good[family] = (version, rules)
-        return True
+        mark, plain, own = await self._place(family, names)
+        if mark and rules is None:
+            # nothing is wanted, and the table that always exists is another network's
+            right, surplus = True, own is not None
+        else:
+            found = own if mark else plain
+            right = found is not None and parse_table(found) == self._table(rules)
+            surplus = own is not None and not mark
+        return _Look(mark, right, (self._own_name(family),) if surplus else ())
+
+    async def _place(self, family: Family, names: set[Name]) -> tuple[str, object, object]:
+        """What the name of our table ends with; the plain table and our own, None = it does not exist."""
+        plain = await _list(table_name(family)) if table_name(family) in names else None
+        if self._us is None:
+            return "", plain, None
+        own = await _list(self._own_name(family)) if self._own_name(family) in names else None
+        rules = rules_in(plain)
+        # Where both exist, and a flush emptied them, each daemon stays with its own.
+        stays = plain is not None and own is not None and not any(map(self._us.wrote, rules))
+        return self._us.mark if stays or self._us.others(rules) else "", plain, own
+
+    def _own_name(self, family: Family) -> Name:
+        return table_name(family, self._us.mark if self._us else "")
 
     def _table(self, rules: TrafficRules | None) -> Table:
         if rules and self._random is False:
@@ -88,27 +137,34 @@ class Nftables:
         self._good.clear()
         if find("nft") is None:
             return ()
-        there = [family for family in Family if await _exists(family)]
+        try:
+            names = await _names()
+        except KernelError as exc:
+            # no nftables in this kernel at all: nothing to remove either
+            _log.debug("nftables tables cannot be listed cause=%s", exc)
+            return ()
+        there: list[Name] = []
+        for family in Family:
+            mark, plain, own = await self._place(family, names)
+            there += [table_name(family)] if plain is not None and not mark else []
+            there += [self._own_name(family)] if own is not None else []
         if there:
             with self._events.held():
                 await run("nft", "-f", "-", stdin=render_removal(there))
-        return [f"deleted nftables table {' '.join(TABLES[family])}" for family in there]
+        return [f"deleted nftables table {' '.join(name)}" for name in there]
 
-    async def remnants(self) -> dict[Family, frozenset[Prefix]]:
-        """By family whose table exists, the blocks that its rules speak of."""
+    async def remnants(self) -> dict[Name, frozenset[Prefix]]:
+        """By table of flannel's, whichever network's, the blocks that its rules speak of."""
         if find("nft") is None:
             return {}
-        return {
-            family: blocks_in(json.loads(await run("nft", "-j", "list", "table", *TABLES[family])))
-            for family in Family
-            if await _exists(family)
-        }
+        names = sorted(name for name in await _names() if any(is_table(family, *name) for family in Family))
+        return {name: blocks_in(await _list(name)) for name in names}
 
-    async def remove_table(self, family: Family) -> None:
-        """Remove the table of one family."""
+    async def remove_table(self, name: Name) -> None:
+        """Remove one table."""
         self._good.clear()
         with self._events.held():
-            await run("nft", "-f", "-", stdin=render_removal([family]))
+            await run("nft", "-f", "-", stdin=render_removal([name]))
 
     def watch(self, wake: Wake) -> None:
         """See ``TrafficManager.watch``."""
@@ -149,28 +205,28 @@ async def remove_empty_table(word: str, name: str) -> bool:
     return True
 
 
-async def _list(family: Family) -> Table | None:
-    """The table as the kernel has it; None when it is missing or nothing we could have made."""
+async def _names() -> set[Name]:
+    """All tables that exist."""
+    items = _parse(await run("nft", "-j", "list", "tables"))
+    return {(str(item["table"]["family"]), str(item["table"]["name"])) for item in items if "table" in item}
+
+
+async def _list(name: Name) -> object:
+    """The listing of a table; None when it is missing."""
     try:
-        text = await run("nft", "-j", "list", "table", *TABLES[family])
+        return {"nftables": _parse(await run("nft", "-j", "list", "table", *name))}
     except KernelError as exc:
         if "No such file or directory" in exc.detail:
             return None
         raise
+
+
+def _parse(text: str) -> list[dict[str, Any]]:
     try:
-        return parse_table(json.loads(text))
+        items: list[dict[str, Any]] = json.loads(text)["nftables"]
     except ValueError as exc:
         raise KernelError("list nftables rules", 0, "nft was built without JSON; install Debian's nftables") from exc
-
-
-async def _exists(family: Family) -> bool:
-    try:
-        await run("nft", "list", "table", *TABLES[family])
-    except KernelError as exc:
-        # no such table, or no nftables in this kernel at all: nothing to remove either way
-        _log.debug("nftables table is not there table=%s cause=%s", TABLES[family][1], exc)
-        return False
-    return True
+    return items
 
 
 async def _knows_random() -> bool:

@@ -2,7 +2,7 @@
 
 The kernel's legacy tables announce nothing, so they have to be polled; ``iptables-save`` would cost a
 process each time, and megabytes beside a big kube-proxy (failures F38, F39). ``getsockopt`` hands out the
-whole table as one blob, in 0.1 ms (in 30 ms where it has 20 000 rules); two chains of it are looked at here.
+whole table as one blob, in 0.1 ms (in 30 ms where it has 20 000 rules); a few chains of it are looked at here.
 
 A fingerprint is good for one thing, comparing it with an earlier one. It says nothing about what is
 in the rules, so this file knows no matches and targets, only how long each entry is.
@@ -72,14 +72,14 @@ def tables(family: Family) -> frozenset[str] | None:
     return frozenset(text.split())
 
 
-def fingerprint(family: Family, table: str, parent: str, chain: str) -> bytes | None:
-    """A value that stays the same while two chains stay the same, counters aside.
+def fingerprint(family: Family, table: str, parent: str, *chains: str) -> bytes | None:
+    """A value that stays the same while some chains stay the same, counters aside.
 
     Args:
         family: which of the two kinds of tables.
         table: ``nat`` or ``filter``.
         parent: a built-in chain, ``POSTROUTING`` or ``FORWARD``.
-        chain: a user chain, which need not exist.
+        chains: user chains, which need not exist.
 
     Returns:
         None when it cannot be told; the caller then has to run ``iptables-save``.
@@ -93,7 +93,7 @@ def fingerprint(family: Family, table: str, parent: str, chain: str) -> bytes | 
     if blob is None:
         return None
     try:
-        return _Blob(_LAYOUTS[family], *blob).fingerprint(_HOOKS[parent], chain.encode())
+        return _Blob(_LAYOUTS[family], *blob).fingerprint(_HOOKS[parent], *map(str.encode, chains))
     except (struct.error, IndexError):
         return None
 
@@ -135,8 +135,10 @@ class _Blob:
         self._starts, self._ends = hooks[:5], hooks[5:]
         self._blob = blob
 
-    def fingerprint(self, hook: int, chain: bytes) -> bytes:
-        parts = [b"parent", *self._built_in(hook), b"chain", *self._user(chain)]
+    def fingerprint(self, hook: int, *chains: bytes) -> bytes:
+        parts = [b"parent", *self._built_in(hook)]
+        for chain in chains:
+            parts += [b"chain", *self._user(chain)]
         return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
     def _built_in(self, hook: int) -> Iterator[bytes]:

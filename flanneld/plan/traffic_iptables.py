@@ -3,17 +3,20 @@
 Nothing here runs a program; the result is the text for one ``iptables-restore --noflush``.
 
 Ours are the chains FLANNEL-POSTRTG and FLANNEL-FWD by name, and whatever in POSTROUTING and FORWARD either
-jumps to them or carries flannel's comment (old flannel wrote its rules directly there). All other rules,
-and the policies, belong to somebody else.
+jumps to them or carries flannel's comment (old flannel wrote its rules directly there). Where these chains serve
+another network, ours have a longer name (``rule_owner.py``). All other rules, and the policies, belong to
+somebody else.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from flanneld.model.addr import Family, Prefix
+from flanneld.plan.rule_owner import MARK_DIGITS, Us
 from flanneld.plan.traffic import (
     DONT_MASQUERADE_MARK,
     Block,
@@ -36,6 +39,10 @@ class Place(NamedTuple):
     """The built-in chain that jumps to ours."""
     comment: str
 
+    def of(self, mark: str) -> Place:
+        """The same under a name of one network's own; the kernel takes 28 characters."""
+        return self._replace(chain=f"{self.chain}-{mark}")
+
 
 MASQUERADE = Place("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq")
 FORWARD = Place("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward")
@@ -51,7 +58,7 @@ class Repair(NamedTuple):
     """One sentence per change."""
 
 
-def repair(saved: str, family: Family, wanted: TrafficRules | None) -> Repair:
+def repair(saved: str, family: Family, wanted: TrafficRules | None, us: Us | None = None) -> Repair:
     """Compare and say how to get there.
 
     A chain with the wrong rules is refilled as a whole, which also drops those of a network this host was
@@ -62,6 +69,7 @@ def repair(saved: str, family: Family, wanted: TrafficRules | None) -> Repair:
         saved: output of ``iptables-save`` or ``ip6tables-save``.
         family: the family it is about.
         wanted: the rules for it; None when there must be none.
+        us: whose rules they are; None = there is only one network, and all rules are its.
     """
     payload, changes = "", []
     listed = _listed(saved)
@@ -69,12 +77,43 @@ def repair(saved: str, family: Family, wanted: TrafficRules | None) -> Repair:
         (MASQUERADE, masquerade_rules(wanted) if wanted else ()),
         (FORWARD, forward_rules(wanted) if wanted else ()),
     ):
-        found = listed.get(place.table, Found(place))
-        lines, reasons = _set_up(found, rules) if rules else _take_down(found)
+        lines, reasons = _repair_place(listed[place.table], place, rules, us)
         if lines:
             payload += "\n".join([f"*{place.table}", *lines, "COMMIT", ""])
         changes += [f"{family.label} {place.table}: {reason}" for reason in reasons]
     return Repair(payload, tuple(changes))
+
+
+def _repair_place(
+    founds: dict[str, Found], place: Place, rules: Sequence[Rule], us: Us | None
+) -> tuple[list[str], list[str]]:
+    plain = founds[place.chain]
+    if us is None:
+        return _set_up(plain, rules) if rules else _take_down(plain)
+    ours = place.of(us.mark)
+    own = founds.get(ours.chain) or Found(ours)
+    others = us.others([*plain.rules, *plain.stray_rules()])
+    # Where both exist, and a flush emptied them, each daemon stays with its own.
+    if others or (own.chain_exists and plain.chain_exists and not any(map(us.wrote, plain.rules))):
+        lines, reasons = _withdraw(plain, us)
+        used, unused = own, None
+    else:
+        lines, reasons, used, unused = [], [], plain, own
+    for more_lines, more_reasons in (
+        _set_up(used, rules) if rules else _take_down(used),
+        _take_down(unused) if unused else ([], []),
+    ):
+        lines += more_lines
+        reasons += more_reasons
+    if others and not own.chain_exists and rules:
+        reasons.append(f"{place.chain} is that of {' and '.join(sorted(map(str, others)))}, which keeps it")
+    return lines, reasons
+
+
+def _withdraw(plain: Found, us: Us) -> tuple[list[str], list[str]]:
+    """Take our rules out of a chain that another network has."""
+    lines = [f"-D {text}" for text, spec in plain.specs if spec and us.wrote(spec.rule())]
+    return lines, [f"deleted {len(lines)} rules of ours from {plain.place.chain}"] if lines else []
 
 
 class Remnant(NamedTuple):
@@ -99,8 +138,8 @@ def remnants(saved: str, networks: Sequence[Prefix]) -> list[Remnant]:
         saved: output of ``iptables-save`` or ``ip6tables-save``.
         networks: its blocks, of both families.
     """
-    founds = (found for found in _listed(saved).values() if found.chain_exists or found.jumps or found.strays)
-    return [_remnant(found, networks) for found in founds]
+    founds = [found for places in _listed(saved).values() for found in places.values()]
+    return [_remnant(found, networks) for found in founds if found.chain_exists or found.jumps or found.strays]
 
 
 def _remnant(found: Found, networks: Sequence[Prefix]) -> Remnant:
@@ -161,6 +200,10 @@ class Found:
         self.strays: list[str] = []
         """Rules with our comment in the built-in chain that are not jumps: left by an old flannel."""
 
+    def stray_rules(self) -> list[Rule | None]:
+        """The strays, as understood."""
+        return [spec.rule() for text, spec in self.specs if spec and text in self.strays]
+
     def take(self, line: str) -> None:
         """Take notice of one line of the saved table."""
         place = self.place
@@ -179,25 +222,52 @@ class Found:
         # a rule with matches of which we know nothing still shows its target and comment
         words = _words(text)
         target = words[words.index("-j") + 1] if "-j" in words[:-1] else ""
+        if target != self.place.chain and is_chain(target, self.place):
+            return  # another network's jump
         if target == self.place.chain:
             plain = spec is not None and spec.is_plain()
             (self.jumps if plain else self.others).append(text)
-        elif _after(words, "--comment") == self.place.comment:
+        elif _after(words, "--comment") == self.place.comment and _is_plain(self.place):
             self.strays.append(text)
             self.specs.append((text, spec))
         else:
             self.foreign = True
 
 
-def _listed(saved: str) -> dict[str, Found]:
-    founds = {place.table: Found(place) for place in (MASQUERADE, FORWARD)}
-    current: Found | None = None
+def is_chain(name: str, place: Place) -> bool:
+    """Whether a chain of this name is some network's for this place; ``place`` is the plain one or any other."""
+    stem, _, mark = name.partition(_stem(place))
+    return not stem and bool(_MARK.fullmatch(mark))
+
+
+_MARK = re.compile(rf"(-[0-9a-f]{{{MARK_DIGITS}}})?")
+
+
+def _stem(place: Place) -> str:
+    return MASQUERADE.chain if place.table == MASQUERADE.table else FORWARD.chain
+
+
+def _is_plain(place: Place) -> bool:
+    return place.chain == _stem(place)
+
+
+def _listed(saved: str) -> dict[str, dict[str, Found]]:
+    """By table, then by chain, what is found; the plain chains always."""
+    places = {place.table: place for place in (MASQUERADE, FORWARD)}
+    listed = {table: {place.chain: Found(place)} for table, place in places.items()}
+    place, founds = MASQUERADE, dict[str, Found]()
     for line in saved.splitlines():
         if line.startswith("*"):
-            current = founds.get(line[1:].strip())
-        elif current:
-            current.take(line)
-    return founds
+            table = line[1:].strip()
+            place, founds = places.get(table, MASQUERADE), listed.get(table, {})
+        elif founds:
+            if line.startswith(":"):  # declarations of chains come before all rules
+                chain = line[1:].partition(" ")[0]
+                if chain not in founds and is_chain(chain, place):
+                    founds[chain] = Found(place._replace(chain=chain))
+            for found in founds.values():
+                found.take(line)
+    return listed
 
 
 def _set_up(found: Found, rules: Sequence[Rule]) -> tuple[list[str], list[str]]:

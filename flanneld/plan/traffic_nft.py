@@ -1,15 +1,18 @@
 """Our rules as nftables tables: writes the file for one transaction, reads ``nft -j list table``.
 
-The tables are ours alone, proven by their names, so whatever else is found in them is replaced.
+The tables are ours alone, proven by their names, so whatever else is found in them is replaced. Where the plain
+name is another network's, ours have a longer one (``rule_owner.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from flanneld.model.addr import Family, Prefix
+from flanneld.plan.rule_owner import MARK_DIGITS
 from flanneld.plan.traffic import (
     DONT_MASQUERADE_MARK,
     MULTICAST,
@@ -23,6 +26,19 @@ from flanneld.plan.traffic import (
 
 TABLES = {Family.V4: ("ip", "flannel-ipv4"), Family.V6: ("ip6", "flannel-ipv6")}
 """nft's word for the family, and the table's name. Source: contract 8.14."""
+_MARKED = re.compile(rf"-[0-9a-f]{{{MARK_DIGITS}}}")
+
+
+def table_name(family: Family, mark: str = "") -> tuple[str, str]:
+    """nft's word for the family, and the name of a table: the plain one, or one network's own."""
+    word, name = TABLES[family]
+    return word, f"{name}-{mark}" if mark else name
+
+
+def is_table(family: Family, word: str, name: str) -> bool:
+    """Whether a table is some network's."""
+    plain_word, plain = TABLES[family]
+    return word == plain_word and (name == plain or bool(_MARKED.fullmatch(name.removeprefix(plain))))
 
 
 class Chain(NamedTuple):
@@ -59,17 +75,17 @@ def wanted_table(wanted: TrafficRules | None) -> Table:
     return chains
 
 
-def render_file(tables: Mapping[Family, Table]) -> str:
+def render_file(tables: Mapping[Family, Table], mark: str = "") -> str:
     """The ``nft -f`` file that replaces each table given, all of them in one transaction.
 
     ``delete`` fails on a missing table, hence the empty declaration before it.
     """
-    return "".join(_render_table(family, table) for family, table in tables.items())
+    return "".join(_render_table(family, table, mark) for family, table in tables.items())
 
 
-def render_removal(families: Iterable[Family]) -> str:
-    """The ``nft -f`` file that deletes the tables of these families."""
-    return "".join(f"delete table {' '.join(TABLES[family])}\n" for family in families)
+def render_removal(names: Iterable[tuple[str, str]]) -> str:
+    """The ``nft -f`` file that deletes these tables, which exist."""
+    return "".join(f"delete table {' '.join(name)}\n" for name in names)
 
 
 def render_random_probe() -> str:
@@ -78,8 +94,8 @@ def render_random_probe() -> str:
     return _render_table(Family.V4, {"postrtg": Chain("nat", "postrouting", 100, "accept", (rule,))})
 
 
-def _render_table(family: Family, table: Table) -> str:
-    word, name = TABLES[family]
+def _render_table(family: Family, table: Table, mark: str = "") -> str:
+    word, name = table_name(family, mark)
     lines = [f"table {word} {name}", f"delete table {word} {name}", f"table {word} {name} {{"]
     lines.append(f'  comment "rules for {name}"')
     for chain_name, chain in table.items():
@@ -136,6 +152,21 @@ def parse_table(listing: object) -> Table | None:
             case _:
                 return None
     return {name: chain._replace(rules=tuple(rules.get(name, ()))) for name, chain in chains.items()}
+
+
+def rules_in(listing: object) -> list[Rule | None]:
+    """All rules of a table, whatever else there is in it; None = not understood."""
+    match listing:
+        case {"nftables": [*items]}:
+            pass
+        case _:
+            return []
+    rules: list[Rule | None] = []
+    for item in items:
+        match item:
+            case {"rule": {"family": str(word), "expr": [*expressions]}}:
+                rules.append(_parse_rule(expressions, word))
+    return rules
 
 
 def blocks_in(listing: object) -> frozenset[Prefix]:
