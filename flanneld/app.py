@@ -20,6 +20,7 @@ from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.options import Options
 from flanneld.remembering import Remembering
 from flanneld.report.health import Health
+from flanneld.report.host_lock import hold_host
 from flanneld.report.lease_cache import LeaseCache
 from flanneld.report.state_dir import StateDir
 from flanneld.report.subnet_file import SubnetFile
@@ -102,6 +103,7 @@ async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> 
     async with contextlib.AsyncExitStack() as at_exit:
         state.lock()
         at_exit.callback(state.close)
+        at_exit.enter_context(hold_host(options.network_id, file.path))
         cache = LeaseCache(state.file(".cache"), options.network_id, state.identity())
         store = Remembering(open_store(options, os.environ), cache)
         at_exit.push_async_callback(_close_in_time, store)
