@@ -146,17 +146,24 @@ class KubeStore:
     async def follow(self, table: LeaseTable, changed: Changed) -> None:
         """See ``contracts.Store``: one list, then the watch."""
         feed = self._feed(await self._own_name() if self._only_own else "")
+        delays = backoff()
         while True:
             revision = await self._list(feed, table, changed)
             grace_s = self._grace_until - time.monotonic()
-            with contextlib.suppress(Expired, TimeoutError):
+            try:
                 async with (
                     asyncio.timeout(grace_s if grace_s > 0 else None),
                     contextlib.aclosing(feed.watch(revision)) as batches,
                 ):
                     async for batch in batches:
+                        delays = backoff()
                         if self._apply(batch, table):
                             changed("leases changed")
+            except TimeoutError:  # time to let go of peers that an older state did not know
+                pass
+            except Expired as error:
+                log.info("listing all nodes again reason=%s", error)
+                await asyncio.sleep(next(delays))  # a list is dear: not at once again and again
 
     async def _list(self, feed: NodeFeed, table: LeaseTable, changed: Changed) -> str:
         """Take over a whole list, however long it takes to come; returns the revision to watch from."""

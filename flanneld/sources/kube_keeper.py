@@ -142,6 +142,7 @@ class KubeKeeper:
 
     async def _await_subnets(self, feed: NodeFeed) -> Subnets:
         """Wait until our node has a pod CIDR of each family that is wanted, saying once what is awaited."""
+        delays = backoff()
         while True:
             revision, nodes = "", 0
             async with contextlib.aclosing(feed.nodes()) as pages:
@@ -158,6 +159,7 @@ class KubeKeeper:
                         for event in batch.events:
                             if event.type != "DELETED" and (subnets := self._complete(event.object)):
                                 return subnets
+            await asyncio.sleep(next(delays))
 
     def _complete(self, node: Node) -> Subnets | None:
         try:
@@ -217,21 +219,22 @@ class KubeKeeper:
         """
         async with self._writing:
             node = await self._node.get()
-            if self.confirmed is None:
-                return False
-            self._check_moved(node, self.confirmed)
-            self._note_overwrites(node)
-            patch = changes(self._wanted, node.annotations, self._names)
+            patch: Mapping[str, str] = {}
+            if self.confirmed:
+                self._check_moved(node, self.confirmed)
+                self._note_overwrites(node)
+                patch = changes(self._wanted, node.annotations, self._names)
             condition = self._lacks_condition(node)
             if patch and not is_ours and not self._may_restore(patch):
                 patch = {}
             if patch or condition:
                 node = await self._node.patch(patch, condition=condition)
             if condition:
-                log.info("node condition set NetworkUnavailable=False node=%s", self.confirmed.key)
+                log.info("node condition set NetworkUnavailable=False node=%s", node.metadata.name)
             self._condition_told = self._is_up
-            lease = Lease(*self.confirmed.lease[:2], self._wanted, revision_of(node.metadata.resource_version))
-            self.confirmed = OwnLease(self.confirmed.key, lease, None)
+            if self.confirmed:
+                lease = Lease(*self.confirmed.lease[:2], self._wanted, revision_of(node.metadata.resource_version))
+                self.confirmed = OwnLease(self.confirmed.key, lease, None)
             return bool(patch or condition)
 
     def _check_moved(self, node: Node, own: OwnLease) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from flanneld.lab.kubeapi import Authority, Certificates, KubeApi, Timing
+from flanneld.lab.kubeapi.routes import Dialect
 from tests.support.kube import KubeHost, MakeKubeHost, Site
 
 REAL = os.environ.get("KUBE_APISERVER_KUBECONFIG", "")
@@ -38,7 +39,7 @@ async def server(request: pytest.FixtureRequest, certificates: Certificates) -> 
     if REAL:
         yield None
         return
-    dialect = getattr(request, "param", "1.36")
+    dialect: Dialect = getattr(request, "param", "1.36")
     async with KubeApi(tls=certificates, timing=Timing(bookmark_s=1.0), dialect=dialect) as api:
         yield api
 

@@ -15,7 +15,7 @@ from flanneld.sources.kube_access import Access
 from flanneld.sources.kube_config import Settings, find_settings
 from flanneld.sources.kube_http import KubeHttp
 from flanneld.sources.kube_wire import TooLarge
-from tests.support.kube import KubeHost, MakeKubeHost, Site, published, write_kubeconfig
+from tests.support.kube import KubeHost, MakeKubeHost, Site, published, watching, write_kubeconfig
 from tests.support.wait import until
 
 VERSION = "/version"
@@ -49,7 +49,8 @@ async def working(fake: KubeApi, site: Site, host: MakeKubeHost, caplog: pytest.
     await site.create("b", "10.5.2.0/24", annotations=published())
     a: KubeHost = host(request_s=1.0)
     await a.run()
-    await until(lambda: len(a.peers) == 2 and fake.watches)
+    await watching(fake)
+    await until(lambda: len(a.peers) == 2)
     return a
 
 

@@ -24,7 +24,7 @@ from flanneld.lab.kubeapi import (
 )
 from flanneld.lab.kubeapi.faults import StreamEnd
 from flanneld.lab.kubeapi.message import Answer
-from tests.support.kube import BRISK, PREFIX, KubeHost, MakeKubeHost, Site, published
+from tests.support.kube import BRISK, PREFIX, KubeHost, MakeKubeHost, Site, published, watching
 from tests.support.wait import until, until_read
 
 REFUSALS = {"429": TOO_MANY_REQUESTS, "500": INTERNAL_ERROR, "503": UNAVAILABLE, "504 without kind": STORE_TIMEOUT}
@@ -74,7 +74,8 @@ async def scene(fake: KubeApi, site: Site, host: MakeKubeHost, caplog: pytest.Lo
     await site.create("b", "10.5.2.0/24", annotations=published())
     a = host(request_s=1.0, pace=BRISK._replace(silence_s=2.0), grace_s=2.0)
     await a.run()
-    await until(lambda: set(a.peers) == {"a", "b"} and fake.watches)
+    await watching(fake)
+    await until(lambda: set(a.peers) == {"a", "b"})
     a.sizes.clear()
     return Scene(fake, site, a, caplog)
 

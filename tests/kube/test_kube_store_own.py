@@ -293,6 +293,18 @@ async def test_a_restart_does_not_write_the_condition_again(site: Site, host: Ma
     assert await revision(site) == before
 
 
+async def test_a_host_that_works_from_memory_sets_the_condition_before_it_has_its_lease_again(
+    site: Site, host: MakeKubeHost
+) -> None:
+    await site.create("a", CIDR)
+    a = host()
+    await a.store.network_is_up()
+    assert (await site.condition("a") or {})["status"] == "False"
+    assert not await site.annotations("a")
+    await a.acquire()
+    assert (await site.annotations("a"))["public-ip"] == "192.0.2.1"
+
+
 async def test_the_condition_can_be_left_to_others(site: Site, host: MakeKubeHost) -> None:
     await site.create("a", CIDR)
     a = host(sets_condition=False)

@@ -139,6 +139,19 @@ async def test_a_server_that_ignores_the_wish_for_a_streamed_list_is_asked_for_p
         assert sum("sendInitialEvents" in target for target in scripted.targets) == 1
 
 
+async def test_a_server_without_any_history_is_not_stormed_with_lists() -> None:
+    status = {"kind": "Status", "status": "Failure", "message": "", "reason": "Expired", "code": 410}
+    error = json.dumps({"type": "ERROR", "object": status}).encode() + b"\n"
+
+    def script(target: str) -> Sequence[bytes]:
+        return [bookmark(5, ends_list=True)] if "sendInitialEvents" in target else [error]
+
+    async with following(script) as (_, scripted):
+        began = asyncio.get_running_loop().time()
+        await until(lambda: len(scripted.targets) >= 10)
+        assert asyncio.get_running_loop().time() - began > 0.5
+
+
 @pytest.mark.parametrize("code", [500, 504, 429])
 async def test_an_error_inside_a_watch_that_is_not_about_history_resumes_it(code: int) -> None:
     status = {"kind": "Status", "status": "Failure", "message": "etcd", "reason": "InternalError", "code": code}

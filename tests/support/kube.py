@@ -27,6 +27,7 @@ from flanneld.sources.kube_config import find_settings
 from flanneld.sources.kube_http import KubeHttp, Refused
 from flanneld.sources.kube_watch import Pace
 from tests.support.hosts import attrs_of, family_conf, net_conf
+from tests.support.wait import until
 
 PREFIX = "flannel.alpha.coreos.com/"
 NAMES = Annotations.of_prefix("flannel.alpha.coreos.com")
@@ -250,3 +251,8 @@ class KubeHost:
 
 MakeKubeHost = Callable[..., KubeHost]
 """Takes name, attributes and settings, each optional."""
+
+
+async def watching(api: KubeApi) -> None:
+    """Wait for a watch; a list is a stream too, and comes before it."""
+    await until(lambda: api.watches and any("resourceVersion" in seen.request.query for seen in api.requests))

@@ -168,6 +168,9 @@ class KubeApi:
             self._server = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._socket is None:  # its TLS handshake was under way when we were killed
+            writer.transport.abort()
+            return
         connection = Connection(reader, writer, self._answer, self.faults, self._running, self._watches)
         task = asyncio.create_task(connection.serve())
         self._connections[task] = connection
