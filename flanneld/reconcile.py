@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from flanneld.contracts import DataPath, Failure, Kernel
 from flanneld.errors import KernelError
+from flanneld.flood import Flood
 from flanneld.model.lease import Lease, LeaseTable
 from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl, subject
 from flanneld.model.state import State
@@ -93,6 +94,7 @@ class Reconciler:
         self._damaged: dict[KernelObject, Entry | None] = {}
         """Wanted entries that were announced as gone or changed, and what is there instead."""
         self._notes: dict[str, str] = {}
+        self._flood = Flood(log, "leases that are not used")
         self._recreate: frozenset[str] = frozenset()
         self._full_cycles = 0
         self._full_cost_s = 0.0
@@ -318,7 +320,7 @@ class Reconciler:
     def _tell_notes(self, notes: dict[str, str]) -> None:
         for key, note in notes.items():
             if self._notes.get(key) != note:
-                log.warning("%s", note)
+                self._flood.warning("%s", note)
         self._notes = notes
 
 

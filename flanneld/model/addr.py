@@ -54,7 +54,12 @@ def parse_ip(text: str) -> IP:
         except (OSError, ValueError):
             # inet_pton raises ValueError for an embedded NUL, UnicodeEncodeError for non-ASCII
             break
-    raise ValueError(f"{text!r} is not an IP address")
+    raise ValueError(f"{_shown(text)} is not an IP address")
+
+
+def _shown(text: str) -> str:
+    """What could not be parsed, for a sentence: printable, bounded."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def format_ip(ip: IP) -> str:
@@ -80,7 +85,7 @@ def parse_mac(text: str) -> MAC:
                 return MAC(bytes.fromhex("".join(parts)))
             except ValueError:
                 break
-    raise ValueError(f"{text!r} is not a 48-bit MAC address")
+    raise ValueError(f"{_shown(text)} is not a 48-bit MAC address")
 
 
 def format_mac(mac: MAC) -> str:
@@ -103,10 +108,10 @@ class Prefix(NamedTuple):
         """
         address, slash, length = text.partition("/")
         if not slash or not (length.isascii() and length.isdecimal()) or (len(length) > 1 and length[0] == "0"):
-            raise ValueError(f"{text!r} is not a CIDR such as 10.5.0.0/16")
+            raise ValueError(f"{_shown(text)} is not a CIDR such as 10.5.0.0/16")
         ip = parse_ip(address)
         if int(length) > len(ip) * 8:
-            raise ValueError(f"{text!r} has a prefix length above {len(ip) * 8}")
+            raise ValueError(f"{_shown(text)} has a prefix length above {len(ip) * 8}")
         return Prefix(ip, int(length))
 
     @staticmethod

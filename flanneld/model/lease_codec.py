@@ -21,6 +21,12 @@ _KEY = re.compile(rb"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f0-9:]+)-(\d+))?\Z")
 _KEY_BYTES = 1024
 """Longest key looked at; the search takes quadratic time over a hostile run of digits."""
 
+_VALUE_BYTES = 16 << 10
+"""Longest value looked at. One takes 200 bytes; backends of Go flanneld that put more into it are not ours."""
+
+_BRACKETS = 64
+"""Most opening brackets in a value: what is nested deeper than Python's stack would come up at some later reader."""
+
 _NO_V4 = Prefix(IP(bytes(4)), 0)
 """What stands for "no IPv4 subnet" in the key of an IPv6-only lease. The grammar demands an IPv4
 part; Go flanneld's own walk of an empty range writes this one (contract 3.24). Keys stay distinct
@@ -40,18 +46,18 @@ def parse_key(key: bytes) -> tuple[Prefix | None, Prefix | None]:
     """
     found = _KEY.search(key) if len(key) <= _KEY_BYTES else None
     if found is None:
-        raise PeerDataError(f"key {_quote(key)} does not end in a subnet such as 10.5.2.0-24")
+        raise PeerDataError(f"key {shown(key)} does not end in a subnet such as 10.5.2.0-24")
     ip, length, ip6, length6 = found.groups()
     try:
         subnet: Prefix | None = Prefix(parse_ip(ip.decode()), _length(length, Family.V4))
         subnet6 = Prefix(parse_ip(ip6.decode()), _length(length6, Family.V6)) if ip6 else None
     except ValueError as error:
-        raise PeerDataError(f"key {_quote(key)} names no subnet: {error}") from error
+        raise PeerDataError(f"key {shown(key)} names no subnet: {error}") from error
     if subnet == _NO_V4 and subnet6:
         subnet = None
     for claimed in (subnet, subnet6):
         if claimed and claimed.length == 0:
-            raise PeerDataError(f"key {_quote(key)} claims every {claimed.family.label} address")
+            raise PeerDataError(f"key {shown(key)} claims every {claimed.family.label} address")
     return subnet, subnet6
 
 
@@ -109,10 +115,11 @@ def decode_attrs(value: bytes) -> LeaseAttrs:
     Field names match in any case, unknown fields are ignored, ``0.0.0.0`` and ``null`` mean absent.
 
     Raises:
-        PeerDataError: not an object, a field of a wrong type, or an address that is none.
+        PeerDataError: not an object, a field of a wrong type, an address that is none, or far too much of all.
 
     Source: contract 3.16, 3.18, 13.5.
     """
+    check_size(value, "value")
     try:
         try:
             wire = _decode_wire(value)
@@ -121,13 +128,25 @@ def decode_attrs(value: bytes) -> LeaseAttrs:
         return LeaseAttrs(
             _public_ip(wire.PublicIP, Family.V4),
             _public_ip(wire.PublicIPv6, Family.V6),
-            wire.BackendType,
+            word(wire.BackendType, "BackendType"),
             _raw(wire.BackendData),
             _raw(wire.BackendV6Data),
-            wire.FlanneldID,
+            word(wire.FlanneldID, "FlanneldID"),
         )
     except (ValueError, RecursionError) as error:  # msgspec: DecodeError, UnicodeDecodeError, deep nesting
-        raise PeerDataError(f"value {_quote(value)} is not a lease: {error}") from error
+        raise PeerDataError(f"value {shown(value)} is not a lease: {error}") from error
+
+
+def check_size(value: bytes, what: str) -> None:
+    """Refuse what is too large for a lease, before anybody reads it.
+
+    Raises:
+        PeerDataError: the sentence says in which way.
+    """
+    if len(value) > _VALUE_BYTES:
+        raise PeerDataError(f"{what} is too large for a lease: more than {_VALUE_BYTES >> 10} KiB")
+    if value.count(b"[") + value.count(b"{") > _BRACKETS:
+        raise PeerDataError(f"{what} is too large for a lease: more than {_BRACKETS} objects and lists in it")
 
 
 def encode_attrs(attrs: LeaseAttrs) -> bytes:
@@ -169,6 +188,13 @@ def _public_ip(text: str | None, family: Family) -> IP | None:
     return ip if any(ip) else None
 
 
+def word(text: str, field: str) -> str:
+    """A name that comes up in sentences and is compared as it is; wild text is nobody's."""
+    if len(text) > 64 or not (text.isascii() and text.isprintable()):
+        raise ValueError(f"its {field} is no name of up to 64 printable characters")
+    return text
+
+
 def _raw(data: msgspec.Raw) -> bytes:
     raw = bytes(data)
     return b"" if raw == b"null" else raw
@@ -182,10 +208,10 @@ def _compact(data: bytes) -> bytes:
     try:
         return msgspec.json.format(data, indent=-1)
     except msgspec.DecodeError as error:
-        raise ConfigError(f"backend data {_quote(data)} is not JSON: {error}") from error
+        raise ConfigError(f"backend data {shown(data)} is not JSON: {error}") from error
 
 
-def _quote(text: bytes) -> str:
+def shown(text: bytes) -> str:
     """Foreign bytes for a sentence: printable, bounded."""
-    shown = text if len(text) <= 120 else text[:120] + b"..."
-    return repr(shown.decode("utf-8", "backslashreplace"))
+    part = text if len(text) <= 120 else text[:120] + b"..."
+    return repr(part.decode("utf-8", "backslashreplace"))

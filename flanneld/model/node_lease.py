@@ -15,6 +15,7 @@ import msgspec
 from flanneld.errors import ConfigError, PeerDataError
 from flanneld.model.addr import IP, Family, format_ip, parse_ip
 from flanneld.model.lease import Lease, LeaseAttrs
+from flanneld.model.lease_codec import check_size, word
 from flanneld.model.node_codec import Node
 
 MANAGED = "true"
@@ -102,13 +103,14 @@ def lease_of(node: Node, names: Annotations, revision: int) -> Lease | None:
         public_ip = _address(given, names.public_ip, Family.V4)
         public_ip6 = _address(given, names.public_ip6, Family.V6)
         data, data6 = _data(given, names.data), _data(given, names.data6)
+        backend_type = word(given.get(names.backend_type, ""), names.backend_type)
     except ValueError as error:
         raise PeerDataError(f"annotation {error}") from error
     subnet, subnet6 = node.pod_cidrs()
     subnet, subnet6 = (subnet if public_ip else None), (subnet6 if public_ip6 else None)
     if subnet is None and subnet6 is None:
         raise PeerDataError("it has no family with both a pod CIDR and a public address yet")
-    attrs = LeaseAttrs(public_ip, public_ip6, given.get(names.backend_type, ""), data, data6)
+    attrs = LeaseAttrs(public_ip, public_ip6, backend_type, data, data6)
     return Lease(subnet, subnet6, attrs, revision)
 
 
@@ -218,6 +220,7 @@ def _data(given: Mapping[str, str], name: str) -> bytes:
         return b""
     try:
         raw = text.encode()
+        check_size(raw, f"annotation {name}")
         _check_json(raw)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is {_shown(text)}, which is not JSON") from error

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from flanneld.errors import PeerDataError
+from flanneld.flood import Flood
 from flanneld.model.lease import Lease
-from flanneld.model.lease_codec import decode_attrs, parse_key
+from flanneld.model.lease_codec import decode_attrs, parse_key, shown
 from flanneld.plan.allocate import Subnets
 from flanneld.sources.etcd_client import KV
 
@@ -58,7 +59,9 @@ class LeaseReader:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        self._noted: dict[str, int] = {}
+        self._noted: dict[int, int] = {}
+        """Revision by hash of the key, which itself may be a megabyte."""
+        self._flood = Flood(log, "keys that are no leases")
 
     async def snapshot(self, kvs: Iterable[KV]) -> Snapshot:
         """Decode a listing, giving way to other tasks now and then."""
@@ -76,16 +79,16 @@ class LeaseReader:
 
     def lease(self, kv: KV) -> Lease | None:
         """Decode one lease; None, and one log line for this revision of the key, when it cannot be used."""
-        name = self._keys.name(kv.key)
         try:
             lease = Lease(*parse_key(kv.key), decode_attrs(kv.value), kv.mod_revision, kv.lease, kv.create_revision)
         except PeerDataError as error:
-            if self._noted.get(name) != kv.mod_revision:
-                self._noted[name] = kv.mod_revision
-                log.warning("lease skipped, other peers are not affected key=%r reason=%s", name, error)
+            if self._noted.get(hash(kv.key)) != kv.mod_revision:
+                self._noted[hash(kv.key)] = kv.mod_revision
+                name = shown(self._keys.name(kv.key).encode("utf-8", "surrogateescape"))
+                self._flood.warning("lease skipped, other peers are not affected key=%s reason=%s", name, error)
             return None
         if self._noted:
-            self._noted.pop(name, None)
+            self._noted.pop(hash(kv.key), None)
         return lease
 
     def subnets(self, kv: KV) -> Subnets | None:
@@ -97,4 +100,4 @@ class LeaseReader:
 
     def forget(self, key: bytes) -> None:
         """The key is gone from the store."""
-        self._noted.pop(self._keys.name(key), None)
+        self._noted.pop(hash(key), None)

@@ -202,13 +202,32 @@ def test_other_spellings_of_a_value_are_understood(value: bytes, attrs: LeaseAtt
         b'{"PublicIP":"1.2.3.4","BackendType":5}',
         b'{"publicip":"1.2.3.4","BackendType":5}',
         b'{"PublicIP":"\xff"}',
-        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"PublicIP":"%s"}' % (b"1" * 9000),
+        b'{"PublicIP":"1.2.3.4","BackendType":"\\u001b[2J"}',
+        b'{"PublicIP":"1.2.3.4","FlanneldID":"%s"}' % (b"a" * 65),
     ],
 )
 def test_unusable_values_are_refused_in_a_bounded_sentence(value: bytes) -> None:
     with pytest.raises(PeerDataError, match="is not a lease") as caught:
         decode_attrs(value)
     assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"PublicIP":"1.2.3.4","Padding":"%s"}' % (b"x" * (1 << 20)),
+        b'{"PublicIP":"1.2.3.4","BackendData":%s}' % (b"[" * 65 + b"]" * 65),
+        # within Python's stack here and beyond it at a later reader: ended every daemon that remembered it
+        b'{"PublicIP":"1.2.3.4","BackendData":%s1%s}' % (b'{"a":' * 970, b"}" * 970),
+    ],
+)
+def test_values_beyond_all_bounds_are_refused_unread(value: bytes) -> None:
+    with pytest.raises(PeerDataError, match="too large for a lease") as caught:
+        decode_attrs(value)
+    assert len(str(caught.value)) < 200
 
 
 @given(st.binary(max_size=80))
@@ -238,7 +257,10 @@ ADDRESS4 = st.binary(min_size=4, max_size=4).filter(any).map(IP)
 ADDRESS6 = st.binary(min_size=16, max_size=16).filter(any).map(IP)
 
 
-@given(ADDRESS4 | st.none(), ADDRESS6 | st.none(), st.text(), st.text())
+NAME = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=64)
+
+
+@given(ADDRESS4 | st.none(), ADDRESS6 | st.none(), NAME, NAME)
 def test_every_value_survives_encoding(v4: IP | None, v6: IP | None, backend_type: str, identity: str) -> None:
     attrs = LeaseAttrs(v4, v6, backend_type, b'{"VNI":1}', b"", identity)
     assert decode_attrs(encode_attrs(attrs)) == attrs
