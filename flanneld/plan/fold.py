@@ -89,7 +89,7 @@ def _problem(
 ) -> str | None:
     """Why a lease cannot be served; None when it can."""
     if lease.attrs.backend_type != backend_type:
-        return f"has backend {_shown(lease.attrs.backend_type)}, ours is {_shown(backend_type)}"
+        return f"has backend {lease.attrs.backend_type or 'udp'!r}, ours is {backend_type or 'udp'!r}"
     if public is None:
         return f"has no public {family.label} address"
     if public in me.public_ips:
@@ -103,11 +103,6 @@ def _problem(
     if _is_link_local(public) and not any(map(_is_link_local, ours)):
         return f"has the link-local public address {format_ip(public)}, and ours is none"
     return None
-
-
-def _shown(backend_type: str) -> str:
-    """A backend's name from a lease, for a sentence: printable, bounded."""
-    return ascii(backend_type[:40] or "udp")
 
 
 def _is_link_local(ip: IP) -> bool:
