@@ -15,6 +15,7 @@ from flanneld.errors import Unavailable
 from flanneld.flag_values import choice, integer, something
 from flanneld.goflags import Flag, from_environment, scan, usage
 from flanneld.model.options import Options
+from flanneld.model.plain import plain
 from flanneld.report.control import ask, socket_path
 from flanneld.report.table import render_table
 
@@ -96,7 +97,7 @@ def _in_words(found: Mapping[str, Any], now: float) -> str:
         ("repairs", repairs or "none"),
         ("daemon", f"{found['version']}, pid {found['pid']}, runs for {_span(now - found['since'])}"),
     ]
-    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+    return "\n".join(f"{name:<10} {plain(text)}" for name, text in lines)
 
 
 def _span(seconds: float) -> str:

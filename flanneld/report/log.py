@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
 from flanneld.errors import FlannelError
+from flanneld.model.plain import plain
 
 _OURS = ("flanneld", "backends")
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))} | {10: "\\n", 9: "\\t"}
 _FRAMES_SHOWN = 8
 
 
@@ -71,7 +71,7 @@ def _message(record: logging.LogRecord) -> str:
     text = record.getMessage()
     if record.exc_info and record.exc_info[1]:
         text += f": {sentence(record.exc_info[1])}"
-    return text.translate(_CONTROL)
+    return plain(text)
 
 
 class TextFormatter(logging.Formatter):
