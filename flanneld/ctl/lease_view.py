@@ -11,6 +11,7 @@ from flanneld.errors import PeerDataError
 from flanneld.model.addr import IP, Prefix, format_ip
 from flanneld.model.lease import LeaseAttrs
 from flanneld.model.lease_codec import decode_attrs, parse_key
+from flanneld.model.plain import plain
 from flanneld.report.table import render_table
 
 TTL_S = 86400
@@ -31,6 +32,8 @@ class View(NamedTuple):
     ttl_s: int | None = None
     """Seconds left; None = never asked, or a reservation, which does not expire."""
     is_own: bool = False
+    node: str = ""
+    """With Kubernetes, the node that the lease is on; there it neither expires nor is it a reservation."""
 
     @staticmethod
     def of(name: str, value: bytes, ttl_id: int = 0, revision: int = 0) -> View:
@@ -74,10 +77,17 @@ def mark_own(view: View, is_local: Callable[[IP], bool], identity: str) -> View:
 
 
 HEAD = ("", "SUBNET", "PUBLIC IP", "BACKEND", "MAC", "TTL", "AGE")
+HEAD_NODES = (*HEAD[:5], "NODE")
 
 
 def table(views: list[View]) -> str:
     """Leases for people; ours has a star."""
+    if any(view.node for view in views):
+        return render_table(HEAD_NODES, [[*row[:5], view.node] for row, view in zip(_rows(views), views, strict=True)])
+    return render_table(HEAD, _rows(views))
+
+
+def _rows(views: list[View]) -> list[list[str]]:
     rows = []
     for view in views:
         if view.problem:
@@ -87,7 +97,7 @@ def table(views: list[View]) -> str:
             kind = view.attrs.backend_type or "udp/alloc"
             mark = "*" if view.is_own else ""
             rows.append([mark, view.subnet_text(), public, kind, view.mac() or "-", _ttl(view), _age(view)])
-    return render_table(HEAD, rows)
+    return rows
 
 
 def details(view: View) -> str:
@@ -95,20 +105,21 @@ def details(view: View) -> str:
     attrs = view.attrs
     lines = [
         ("subnet", view.subnet_text()),
-        ("key", view.name),
+        ("node", view.node),
+        ("key", view.name if not view.node else ""),
         ("problem", view.problem),
         ("public IP", attrs.where().replace("+", " ") if not view.problem else ""),
         ("this machine", "yes" if view.is_own else "no"),
         ("backend", attrs.backend_type or ("" if view.problem else "none named (udp or alloc)")),
         ("data", attrs.data.decode(errors="replace")),
         ("data, IPv6", attrs.data6.decode(errors="replace")),
-        ("identity", attrs.identity or ("" if view.problem else "none (written by Go flanneld)")),
-        ("time to live", _ttl(view)),
+        ("identity", attrs.identity or ("" if view.problem or view.node else "none (written by Go flanneld)")),
+        ("time to live", _ttl(view) if not view.node else ""),
         ("last renewed", f"{_age(view)} ago" if view.ttl_s is not None else ""),
-        ("etcd lease", f"{view.ttl_id:x}" if view.ttl_id else "none: a reservation, it does not expire"),
+        ("etcd lease", _etcd_lease(view)),
         ("revision", str(view.revision)),
     ]
-    return "\n".join(f"{name + ':':<14}{text}" for name, text in lines if text)
+    return "\n".join(f"{name + ':':<14}{plain(text)}" for name, text in lines if text)
 
 
 def as_json(view: View) -> dict[str, object]:
@@ -117,6 +128,7 @@ def as_json(view: View) -> dict[str, object]:
     subnet, subnet6 = view.subnets
     return {
         "key": view.name,
+        "node": view.node or None,
         "subnet": str(subnet) if subnet else None,
         "subnet6": str(subnet6) if subnet6 else None,
         "public_ip": format_ip(attrs.public_ip) if attrs.public_ip else None,
@@ -127,7 +139,7 @@ def as_json(view: View) -> dict[str, object]:
         "mac": view.mac() or None,
         "identity": attrs.identity or None,
         "own": view.is_own,
-        "reservation": view.ttl_id == 0,
+        "reservation": view.ttl_id == 0 and not view.node,
         "ttl_s": view.ttl_s,
         "age_s": None if view.ttl_s is None or not 0 <= view.ttl_s <= TTL_S else TTL_S - view.ttl_s,
         "revision": view.revision,
@@ -152,7 +164,15 @@ def duration(seconds: int) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
+def _etcd_lease(view: View) -> str:
+    if view.node:
+        return ""
+    return f"{view.ttl_id:x}" if view.ttl_id else "none: a reservation, it does not expire"
+
+
 def _ttl(view: View) -> str:
+    if view.node:
+        return "-"
     if not view.ttl_id:
         return "reserved"
     if view.ttl_s is None:

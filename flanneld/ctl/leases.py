@@ -1,6 +1,7 @@
 """``flannelctl leases``: who holds which subnet. Only reads.
 
-It asks etcd for one list, and for each lease how long it still lives; the daemon never does the latter.
+It asks etcd for one list, and for each lease how long it still lives; the daemon never does the latter. What is
+different with Kubernetes stands in ``kube_leases.py``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
+from typing import Protocol
 
 from flanneld.cli_flags import ETCD_FLAGS, etcd_options
+from flanneld.ctl.kube_leases import KUBE_FLAGS, KubeLeases, kube_options
 from flanneld.ctl.lease_view import View, as_json, details, mark_own, order, table
 from flanneld.errors import ConfigError, UsageError
 from flanneld.flag_values import choice, something
@@ -23,6 +26,7 @@ from flanneld.goflags import Flag, from_environment, scan, usage
 from flanneld.kernel.place import place
 from flanneld.model.addr import IP, Prefix, parse_ip
 from flanneld.model.options import EtcdOptions, Options
+from flanneld.model.plain import plain
 from flanneld.report.state_dir import known_identity
 from flanneld.sources.etcd_client import KV, Compacted, Credentials, EtcdClient, TLSFiles, parse_endpoints
 from flanneld.sources.etcd_leases import Keys
@@ -35,11 +39,11 @@ usage: flannelctl leases [list] [flags]          all leases, ours with a star
        flannelctl leases show SUBNET|HOST        one: by its subnet, any address in it, or its host's address or name
        flannelctl leases watch [flags]           all leases, then each change, until interrupted
 
-Flags and FLANNELD_ETCD_* variables are those of flanneld."""
+Flags and FLANNELD_* variables are those of flanneld; --kube-subnet-mgr shows the leases on Kubernetes nodes."""
 
 OUTPUT = Flag("o", choice("table", "json"), "form of the output, table or json", "FORMAT", target="output", env=False)
 STATE_DIR = Flag("state-dir", something, "flanneld's state directory, tells which lease is ours", "DIR")
-FLAGS = (*ETCD_FLAGS, STATE_DIR, OUTPUT)
+FLAGS = (*ETCD_FLAGS, *KUBE_FLAGS, STATE_DIR, OUTPUT)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,13 +61,31 @@ def main(argv: Sequence[str]) -> int:
     options = etcd_options(given.values, os.environ)
     own = Ownership.of_this_machine(given.values, os.environ)
     as_text = given.values.get("output") != "json"
+    kube = kube_options(given.values, os.environ)
+    source: Source = KubeLeases(kube, os.environ) if kube.kube_subnet_mgr else EtcdLeases(options)
     if action == "watch":
-        asyncio.run(_watch(options, own, _print_change if as_text else _print_change_json))
+        asyncio.run(_watch(source, Changes(own, _print_change if as_text else _print_change_json)))
     elif action == "show":
-        asyncio.run(_show(options, own, words[0], as_text))
+        asyncio.run(_show(source, own, words[0], as_text))
     else:
-        asyncio.run(_list(options, own, as_text))
+        asyncio.run(_list(source, own, as_text))
     return 0
+
+
+class Source(Protocol):
+    """Where leases are kept."""
+
+    async def views(self, wanted: Callable[[View], bool]) -> list[View]:
+        """All that are wanted, in any order."""
+        ...
+
+    async def follow(self, changes: Changes) -> None:
+        """Tell of all, then of each change, for ever."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
 
 
 class Ownership:
@@ -83,24 +105,50 @@ class Ownership:
         return mark_own(view, _is_local, self._identity)
 
 
-async def _list(options: EtcdOptions, own: Ownership, as_text: bool) -> None:
-    async with _client(options) as client:
-        views = await _views(client, options, own)
+class Changes:
+    """What is known, and a word about each change of it."""
+
+    def __init__(self, own: Ownership, show: Callable[[str, View], None]) -> None:
+        self._own, self._show = own, show
+        self._known: dict[str, View] = {}
+
+    def put(self, key: str, view: View) -> None:
+        """A lease is there, perhaps as before."""
+        view = self._own.mark(view)
+        before = self._known.get(key)
+        self._known[key] = view
+        if before is None or before[1:3] != view[1:3] or before.problem != view.problem:
+            self._show("changed" if before else "added", view)
+        elif before.revision != view.revision and not view.node:  # a node is written for many reasons
+            self._show("renewed", view)
+
+    def drop(self, key: str) -> None:
+        """A lease is gone, if it was there."""
+        if view := self._known.pop(key, None):
+            self._show("removed", view)
+
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Drop all others."""
+        for key in self._known.keys() - set(keys):
+            self.drop(key)
+
+
+async def _list(source: Source, own: Ownership, as_text: bool) -> None:
+    views = await _views(source, own, lambda _: True)
     if not as_text:
         print(json.dumps([as_json(view) for view in views], indent=2))
     elif views:
         print(table(views))
         for view in views:
             if view.problem:
-                print(f"! {view.problem}", file=sys.stderr)
+                print(plain(f"! {view.problem}"), file=sys.stderr)
     else:
         print("no leases", file=sys.stderr)
 
 
-async def _show(options: EtcdOptions, own: Ownership, what: str, as_text: bool) -> None:
-    targets = await _targets(what)
-    async with _client(options) as client:
-        views = await _views(client, options, own, lambda view: any(view.holds(target) for target in targets))
+async def _show(source: Source, own: Ownership, what: str, as_text: bool) -> None:
+    targets = await _targets(what) if not isinstance(source, KubeLeases) else await _targets_or_node(what)
+    views = await _views(source, own, lambda view: view.node == what or any(view.holds(target) for target in targets))
     if not views:
         raise ConfigError(f"no lease is for {what}: `flannelctl leases list` shows all")
     if as_text:
@@ -109,77 +157,84 @@ async def _show(options: EtcdOptions, own: Ownership, what: str, as_text: bool) 
         print(json.dumps([as_json(view) for view in views], indent=2))
 
 
-async def _watch(options: EtcdOptions, own: Ownership, show: Callable[[str, View], None]) -> None:
-    prefix = Keys(options.etcd_prefix).subnets.encode()
-    known: dict[bytes, View] = {}
+async def _watch(source: Source, changes: Changes) -> None:
+    try:
+        await source.follow(changes)
+    finally:
+        await source.close()
 
-    def put(kv: KV) -> None:
-        view = own.mark(_view(kv, prefix))
-        before = known.get(kv.key)
-        known[kv.key] = view
-        if before is None or (before.attrs, before.problem) != (view.attrs, view.problem):
-            show("changed" if before else "added", view)
-        elif before.revision != view.revision:
-            show("renewed", view)
 
-    def drop(key: bytes) -> None:
-        if view := known.pop(key, None):
-            show("removed", view)
+async def _views(source: Source, own: Ownership, wanted: Callable[[View], bool]) -> list[View]:
+    try:
+        return sorted((own.mark(view) for view in await source.views(wanted)), key=order)
+    finally:
+        await source.close()
 
-    async with _client(options) as client:
+
+class EtcdLeases:
+    """Leases in etcd; a ``Source``."""
+
+    def __init__(self, options: EtcdOptions) -> None:
+        user = options.etcd_username
+        self._prefix = Keys(options.etcd_prefix).subnets.encode()
+        self._client = EtcdClient(
+            parse_endpoints(options.etcd_endpoints),
+            TLSFiles(options.etcd_cafile, options.etcd_certfile, options.etcd_keyfile),
+            Credentials(user, options.etcd_password) if user and options.etcd_password else None,
+        )
+
+    async def views(self, wanted: Callable[[View], bool]) -> list[View]:
+        """See ``Source``; with their time to live."""
+        views = [view for kv in (await self._client.list(self._prefix)).kvs if wanted(view := self._view(kv))]
+        lives = await self._times_to_live({view.ttl_id for view in views if view.ttl_id})
+        return [view._replace(ttl_s=lives.get(view.ttl_id)) for view in views]
+
+    async def follow(self, changes: Changes) -> None:
+        """See ``Source``."""
+        client, prefix = self._client, self._prefix
         while True:
             listing = await client.list(prefix)
-            for key in known.keys() - {kv.key for kv in listing.kvs}:
-                drop(key)
+            changes.keep_only([self._name(kv) for kv in listing.kvs])
             for kv in listing.kvs:
-                put(kv)
+                changes.put(self._name(kv), self._view(kv))
             try:
                 async with aclosing(client.watch(prefix, prefix=True, start_revision=listing.revision + 1)) as batches:
                     async for batch in batches:
                         for event in batch.events:
-                            drop(event.kv.key) if event.deleted else put(event.kv)
+                            if event.deleted:
+                                changes.drop(self._name(event.kv))
+                            else:
+                                changes.put(self._name(event.kv), self._view(event.kv))
             except Compacted:
                 continue  # too long without etcd: its history is gone, so compare with a new list
 
+    async def close(self) -> None:
+        """See ``Source``."""
+        await self._client.close()
 
-async def _views(
-    client: EtcdClient, options: EtcdOptions, own: Ownership, wanted: Callable[[View], bool] = lambda _: True
-) -> list[View]:
-    """The leases that are wanted, with their time to live."""
-    prefix = Keys(options.etcd_prefix).subnets.encode()
-    views = [own.mark(_view(kv, prefix)) for kv in (await client.list(prefix)).kvs]
-    views = [view for view in views if wanted(view)]
-    lives = await _times_to_live(client, {view.ttl_id for view in views if view.ttl_id})
-    return sorted((view._replace(ttl_s=lives.get(view.ttl_id)) for view in views), key=order)
+    async def _times_to_live(self, ids: Iterable[int]) -> dict[int, int]:
+        turn = asyncio.Semaphore(TTL_REQUESTS_AT_ONCE)
 
+        async def ask(lease: int) -> tuple[int, int]:
+            async with turn:
+                return lease, await self._client.time_to_live(lease)
 
-async def _times_to_live(client: EtcdClient, ids: Iterable[int]) -> dict[int, int]:
-    turn = asyncio.Semaphore(TTL_REQUESTS_AT_ONCE)
+        # gather, because its first error is the one sentence that the operator gets, not a group of them
+        return dict(await asyncio.gather(*(ask(lease) for lease in ids)))
 
-    async def ask(lease: int) -> tuple[int, int]:
-        async with turn:
-            return lease, await client.time_to_live(lease)
+    def _name(self, kv: KV) -> str:
+        return kv.key.removeprefix(self._prefix).decode("utf-8", "backslashreplace")
 
-    # gather, because its first error is the one sentence that the operator gets, not a group of them
-    return dict(await asyncio.gather(*(ask(lease) for lease in ids)))
+    def _view(self, kv: KV) -> View:
+        return View.of(self._name(kv), kv.value, kv.lease, kv.mod_revision)
 
 
-def _view(kv: KV, prefix: bytes) -> View:
-    return View.of(kv.key.removeprefix(prefix).decode("utf-8", "backslashreplace"), kv.value, kv.lease, kv.mod_revision)
-
-
-@asynccontextmanager
-async def _client(options: EtcdOptions) -> AsyncIterator[EtcdClient]:
-    user = options.etcd_username
-    client = EtcdClient(
-        parse_endpoints(options.etcd_endpoints),
-        TLSFiles(options.etcd_cafile, options.etcd_certfile, options.etcd_keyfile),
-        Credentials(user, options.etcd_password) if user and options.etcd_password else None,
-    )
+async def _targets_or_node(what: str) -> list[Prefix | IP]:
+    """The same, where what is no name of a host may be that of a node."""
     try:
-        yield client
-    finally:
-        await client.close()
+        return await _targets(what)
+    except ConfigError:
+        return []
 
 
 async def _targets(what: str) -> list[Prefix | IP]:
@@ -211,7 +266,7 @@ def _print_change(what: str, view: View) -> None:
     clock = time.strftime("%H:%M:%S")
     mark = "*" if view.is_own else " "
     where = view.problem or f"{view.attrs.where()} {view.attrs.backend_type} {view.mac()}"
-    print(f"{clock} {what:<8}{mark} {view.subnet_text():<18} {where}".rstrip(), flush=True)
+    print(plain(f"{clock} {what:<8}{mark} {view.subnet_text():<18} {where}".rstrip()), flush=True)
 
 
 def _print_change_json(what: str, view: View) -> None:
