@@ -123,6 +123,14 @@ put() {
     fi
 }
 
+# A host that is swapped from Go flanneld often has a unit of this name, which must not be started for ours.
+refuse_foreign_unit() {
+    unit=/etc/systemd/system/flanneld.service
+    if [ -e "$unit" ] && ! grep -q "^ExecStart=$PREFIX/bin/flanneld" "$unit"; then
+        fail "$unit is another flanneld's: stop that and rename it, such as to flanneld-go.service, or remove it"
+    fi
+}
+
 install_files() {
     put "$HERE/README.md" "$PREFIX/README.md"
     put "$HERE/flanneld.env" /etc/flanneld/flanneld.env 600    # may get a password
@@ -191,6 +199,7 @@ if [ -n "$UNINSTALL" ]; then
     uninstall
     exit 0
 fi
+refuse_foreign_unit
 mkdir -p "$PREFIX/versions"
 install_programs
 install_files

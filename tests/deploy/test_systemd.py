@@ -109,6 +109,15 @@ def test_installing_again_keeps_what_was_edited_and_changes_nothing_else(host: S
     tell("an edited environment file outlived the second installation")
 
 
+def test_another_flanneld_of_that_name_is_not_taken_for_ours(host: SystemdHost, tell: Tell) -> None:
+    unit = "/etc/systemd/system/flanneld.service"
+    host.sh(f"cp {unit} /root; sed -i s,^ExecStart=.*,ExecStart=/usr/bin/flanneld.go, {unit}")
+    said = host.machine.sh("/src/deploy/systemd/install.sh /wheels/flanneld-*.whl 2>&1", check=False)
+    host.sh(f"mv /root/flanneld.service {unit}; systemctl daemon-reload")
+    assert said.startswith(f"flanneld: {unit} is another flanneld's: stop that and rename it")
+    tell(said.strip())
+
+
 def test_unit_is_valid_and_little_exposed(host: SystemdHost, tell: Tell) -> None:
     assert host.run("systemd-analyze", "verify", "/etc/systemd/system/flanneld.service") == ""
     host.run("systemd-analyze", "security", f"--threshold={MAX_EXPOSURE * 10:g}", "flanneld")
