@@ -124,7 +124,8 @@ def allocate(conf: NetConf, taken: Iterable[Subnets], previous: Subnets, below: 
         wanted = conf.family(family)
         if wanted is None:
             return None
-        blocks = [block for lease in others if (block := lease.family(family))]
+        # what holds the whole network is nobody's lease, or one such key would keep every newcomer out
+        blocks = [b for lease in others if (b := lease.family(family)) and b.length > wanted.network.length]
         before = previous.family(family)
         if before and is_allowed(before, wanted) and not any(before.overlaps(block) for block in blocks):
             return before.masked()

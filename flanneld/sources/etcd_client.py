@@ -55,8 +55,15 @@ _REVOKE = Method("/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeRequest, pb.Le
 _TTL = Method("/etcdserverpb.Lease/LeaseTimeToLive", pb.LeaseTimeToLiveRequest, pb.LeaseTimeToLiveResponse)
 _WATCH = Method("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse)
 
-# Keys per answer of a list: about 1 MB of leases, decoded in some 10 ms during which the loop stands still.
+# Keys per answer of a list: about 1 MB of leases, decoded in some 10 ms during which the loop stands still. Anybody
+# may have written values of a megabyte, so it begins with fewer, and goes on with fewer where they are large.
 _PAGE = 4096
+_FIRST_PAGE = 512
+_SMALL_PAGE = 16
+_LARGE_BYTES = 4 << 20
+
+VALUE_BYTES = 64 << 10
+"""Of values in lists and in watches of a prefix, so much is kept; no lease is as long."""
 
 # A watch that broke after less than this counts as one that never worked, so that etcd accepting and dropping us in
 # a circle is met with growing pauses (failures F26).
@@ -113,7 +120,7 @@ class EtcdClient:
             log.debug("history was compacted between two pages of a list, reading again")
 
     async def _list_pages(self, prefix: bytes) -> Listing | None:
-        request = pb.RangeRequest(key=prefix, range_end=_after(prefix), limit=_PAGE)
+        request = pb.RangeRequest(key=prefix, range_end=_after(prefix), limit=_FIRST_PAGE)
         kvs: list[KV] = []
         while True:
             try:
@@ -122,9 +129,10 @@ class EtcdClient:
                 if exc.status is Status.OUT_OF_RANGE and request.revision:
                     return None
                 raise
-            kvs += _kvs(reply.kvs)
+            kvs += _kvs(reply.kvs, VALUE_BYTES)
             if not reply.more:
                 return Listing(kvs, request.revision or reply.header.revision)
+            request.limit = _SMALL_PAGE if reply.ByteSize() > _LARGE_BYTES else _PAGE
             request.revision = request.revision or reply.header.revision
             request.key = kvs[-1].key + b"\0"
             await asyncio.sleep(0)
@@ -136,7 +144,7 @@ class EtcdClient:
         """
         request = pb.RangeRequest(key=prefix, range_end=_after(prefix), limit=_PAGE, min_mod_revision=revision + 1)
         reply, _ = await self._ask(_RANGE, request, prefix)
-        return Listing(_kvs(reply.kvs), reply.header.revision)
+        return Listing(_kvs(reply.kvs, VALUE_BYTES), reply.header.revision)
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write a key whatever it holds now.
@@ -302,7 +310,8 @@ class EtcdClient:
                 if reply.canceled:
                     self._raise_canceled(wire, reply, create.key, metadata)
                 if reply.events:
-                    events = [Event(_kv(event.kv), event.type == pb.Event.DELETE) for event in reply.events]
+                    longest = VALUE_BYTES if create.range_end else None
+                    events = [Event(_kv(event.kv, longest), event.type == pb.Event.DELETE) for event in reply.events]
                     # Resume after what was delivered, never after what a header says: a member that still replays
                     # history names its newest revision there, and what lies between would be lost.
                     revision = events[-1].kv.mod_revision
@@ -380,12 +389,12 @@ class EtcdClient:
             self._at = (self._at + 1) % len(self._wires)
 
 
-def _kv(kv: pb.KeyValue) -> KV:
-    return KV(kv.key, kv.value, kv.mod_revision, kv.lease, kv.version, kv.create_revision)
+def _kv(kv: pb.KeyValue, longest: int | None) -> KV:
+    return KV(kv.key, kv.value[:longest], kv.mod_revision, kv.lease, kv.version, kv.create_revision)
 
 
-def _kvs(kvs: Iterable[pb.KeyValue]) -> list[KV]:
-    return [_kv(kv) for kv in kvs]
+def _kvs(kvs: Iterable[pb.KeyValue], longest: int | None = None) -> list[KV]:
+    return [_kv(kv, longest) for kv in kvs]
 
 
 def _after(prefix: bytes) -> bytes:

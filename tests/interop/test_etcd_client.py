@@ -11,7 +11,7 @@ import pytest
 
 from flanneld.errors import Unavailable
 from flanneld.lab.etcd import binary
-from flanneld.sources.etcd_client import Compacted, Endpoint, EtcdClient, LeaseGone, parse_endpoints
+from flanneld.sources.etcd_client import VALUE_BYTES, Compacted, Endpoint, EtcdClient, LeaseGone, parse_endpoints
 from tests.support.etcd import Cluster
 from tests.support.relay import Relay
 from tests.support.wait import until
@@ -229,6 +229,22 @@ async def test_a_list_of_a_prefix_leaves_out_its_neighbours(client: EtcdClient, 
     for key in (*inside, prefix, prefix + b"\xfe", prefix[:-1] + b"0"):
         await client.put(key, b"")
     assert [kv.key for kv in (await client.list(prefix + b"\xff")).kvs] == inside
+
+
+async def test_of_values_that_are_far_too_long_for_a_lease_only_the_beginning_is_kept(
+    client: EtcdClient, prefix: bytes
+) -> None:
+    """Whoever may write can write megabytes; a key that is read by itself is the operator's and stays whole."""
+    long = bytes(1 << 20)
+    for number in range(20):
+        await client.put(prefix + b"%02d" % number, long)
+    listing = await client.list(prefix)
+    assert [kv.key for kv in listing.kvs] == [prefix + b"%02d" % number for number in range(20)]
+    assert {len(kv.value) for kv in listing.kvs} == {VALUE_BYTES}
+    assert (await client.get(prefix + b"00")).kvs[0].value == long
+    async with Watching(client, prefix, listing.kvs[0].mod_revision) as watching:
+        await until(lambda: len(watching.events) == 20)
+    assert {len(event.kv.value) for event in watching.events} == {VALUE_BYTES}
 
 
 async def test_a_watch_tells_what_came_before_and_what_comes_after_its_start(client: EtcdClient, prefix: bytes) -> None:

@@ -164,3 +164,9 @@ def test_a_host_keeps_its_ipv4_subnet_when_the_network_gains_ipv6() -> None:
 def test_leases_without_ipv6_do_not_disturb_a_dual_stack_choice() -> None:
     chosen = allocate(net_conf(V4, V6), [subnets("10.5.1.0/24"), NOTHING], NOTHING, lambda _: 0)
     assert chosen == subnets("10.5.2.0/24", "fd00:5:0:1::/64")  # contract 11.9
+
+
+@pytest.mark.parametrize("hog", ["10.5.0.0/16", "10.0.0.0/8"])
+def test_a_lease_of_everything_keeps_no_newcomer_out(hog: str) -> None:
+    """It is nobody's subnet (``plan/fold.py`` uses no such lease), and one written key must not stop all joins."""
+    assert allocate(net_conf(V4), [subnets(hog)], NOTHING, lambda _: 0) == subnets("10.5.1.0/24")

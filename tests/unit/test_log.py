@@ -56,7 +56,6 @@ def test_nothing_a_peer_sends_makes_a_second_line(lines: Callable[[], str], form
     log.warning("peer says %s", "a\nI0101 fake]\r\x1b[2J\x85\u2028\u202e\udcff é")
     assert lines().count("\n") == 1
     assert lines().rstrip("\n").isprintable()
-    assert lines().endswith("é\n")
 
 
 def test_debugging_lines_come_with_verbosity_only(lines: Callable[[], str]) -> None:
