@@ -102,7 +102,7 @@ class Site:
         metadata = {"name": self.node(name), "annotations": annotations or {}}
         body = {"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": spec}
         await self._call("POST", "/api/v1/nodes", body)
-        self._made.add(self.node(name))
+        self._made.add(f"/api/v1/nodes/{self.node(name)}")
 
     async def create_pod(self, name: str, node: str) -> None:
         """A pod of namespace default on a node."""
@@ -110,6 +110,7 @@ class Site:
         spec = {"nodeName": self.node(node), "containers": [{"name": "c", "image": "localhost/none"}]}
         body = {"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": spec}
         await self._call("POST", "/api/v1/namespaces/default/pods", body)
+        self._made.add(f"/api/v1/namespaces/default/pods/{self.node(name)}")
 
     async def assign(self, name: str, *pod_cidrs: str) -> None:
         """Give a node that has none its pod CIDRs."""
@@ -126,7 +127,7 @@ class Site:
     async def delete(self, name: str) -> None:
         """Remove a node."""
         await self._call("DELETE", f"/api/v1/nodes/{self.node(name)}")
-        self._made.discard(self.node(name))
+        self._made.discard(f"/api/v1/nodes/{self.node(name)}")
 
     async def get(self, name: str) -> dict[str, Any]:
         """A node as the server has it."""
@@ -144,11 +145,11 @@ class Site:
         return next((condition for condition in conditions if condition["type"] == kind), None)
 
     async def close(self) -> None:
-        """Remove what is left of this test's nodes; the fake takes them with it."""
+        """Remove what is left of this test's objects; the fake takes them with it."""
         if self.token_file is None:
-            for name in sorted(self._made):
+            for path in sorted(self._made):
                 with contextlib.suppress(Refused):
-                    await self._call("DELETE", f"/api/v1/nodes/{name}")
+                    await self._call("DELETE", path)
         self._http.close()
 
     async def _call(
@@ -178,12 +179,14 @@ class KubeHost:
         request_s: float = 5.0,
         environ: Mapping[str, str] | None = None,
         config_path: str = "/nonexistent",
-        pace: Pace = BRISK,
+        pace: Pace | None = None,
         **settings: Any,
     ) -> None:
         access = Access(lambda: find_settings("", str(site.kubeconfig), {}))
         self.http = KubeHttp(access, request_s=request_s, connect_s=request_s)
         environ = {"NODE_NAME": site.node(name)} if environ is None else environ
+        # a real server sends a bookmark a minute: shorter silences are not to be taken for its death
+        pace = pace or (BRISK if site.token_file else Pace(page_nodes=2))
         self.store = KubeStore(self.http, environ, NAMES, config_path, pace=pace, **settings)
         self.interface: Store = self.store
         """The same, so that mypy checks the contract."""
