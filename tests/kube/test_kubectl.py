@@ -1,6 +1,6 @@
 """The real kubectl against the fake: an independent client, which finds wrong shapes that our client would share.
 
-``FLANNELD_TEST_KUBECONFIG`` names a kubeconfig with an administrator's rights: then it is a real API server that
+``KUBE_APISERVER_KUBECONFIG`` names a kubeconfig with an administrator's rights: then it is a real API server that
 is asked, and what is claimed here is checked for the fake's sake. Its Nodes are named ``flanneld-test-…``.
 """
 
@@ -23,7 +23,7 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.needs("kubectl")
 
-REAL = os.environ.get("FLANNELD_TEST_KUBECONFIG")
+REAL = os.environ.get("KUBE_APISERVER_KUBECONFIG")
 Json = dict[str, Any]
 
 
