@@ -99,7 +99,9 @@ def test_subnet_that_another_host_leased_meanwhile_is_left_in_an_orderly_way(mak
         power_cut(first)
         key = next(key for key in lab.etcd.items(SUBNETS_KEY) if subnet.replace("/", "-") in key)
         lease = json.loads(lab.etcd.items(SUBNETS_KEY)[key])
-        lab.etcd.put(key, json.dumps({**lease, "PublicIP": "198.51.100.7", "FlanneldID": "f" * 32}))
+        data = {**lease["BackendData"], "VtepMAC": "02:00:00:00:00:07"}
+        other = {"PublicIP": "198.51.100.7", "FlanneldID": "f" * 32, "BackendData": data}
+        lab.etcd.put(key, json.dumps({**lease, **other}))
         lab.etcd.stop_member(1)
         first.daemon.start()
         first.daemon.wait_ready()
