@@ -22,6 +22,7 @@ from flanneld.duties.hints import HintFilter
 from flanneld.duties.pager import Pager
 from flanneld.duties.quarantine import LeaseGuard
 from flanneld.duties.rules import RuleKeeper
+from flanneld.duties.settings import SettingsWatch
 from flanneld.duties.underlay import UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel.culprit import who
@@ -123,6 +124,7 @@ class Daemon:
         if self._cni is not None:
             yield self._cni.hold(partial(self._cni_conf_now, self._cni), self._file_repaired)
         yield self._underlay.run(self._wake)
+        yield SettingsWatch(self._path, self._wake).run()
         yield self._publish_changes()
         yield self._announce()
         yield pager.run()

@@ -1,0 +1,45 @@
+"""Watches the settings of our devices below /proc/sys: the kernel announces their change to nobody."""
+
+from __future__ import annotations
+
+import asyncio
+
+from flanneld.contracts import DataPath
+from flanneld.errors import KernelError
+from flanneld.kernel import procfs
+from flanneld.wake import Wake
+
+LOOK_S = 1.0
+"""A handful of files, 10 µs each."""
+
+
+class SettingsWatch:
+    """Has the loop look when a setting is not as we want it.
+
+    Once for each wrong value: what cannot be written, as in a container with a read-only /proc/sys, is the loop's
+    to retry.
+    """
+
+    def __init__(self, path: DataPath, wake: Wake) -> None:
+        self._path, self._wake = path, wake
+        self._wrong: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """Compare once."""
+        wrong = {}
+        for path, wanted in self._path.desired.sysctls.items():
+            try:
+                found = procfs.read(procfs.PROC_SYS / path)
+            except KernelError:
+                continue  # a full look tells
+            if found not in (None, wanted):
+                wrong[path] = found or ""
+        if wrong.items() - self._wrong.items():
+            self._wake("settings")
+        self._wrong = wrong
