@@ -177,6 +177,14 @@ class FastPath:
         if self._tables is not None:
             self._tables.apply(self._peers, self._reached_elsewhere(self._peers))
 
+    def mend(self) -> int:
+        """Put right what somebody else did to the tables of peers; how many entries were wrong.
+
+        Raises:
+            KernelError: refused; the next call tries again.
+        """
+        return self._tables.mend() if self._tables is not None else 0
+
     def stats(self) -> dict[str, int]:
         """What was counted since the data path was made, restarts of the daemon included.
 

@@ -24,6 +24,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("flanneld.udp")
 
 DEVICE = "flannel0"
+
+MEND_SHARE = 0.005
+"""Longest share of one processor that looking into the maps may take."""
 
 _REMEDIES = {
     errno.EADDRINUSE: "is another flanneld using it? Backend.Port chooses another, on every host",
@@ -83,6 +87,7 @@ class UdpRunner:
         self._torn = False
         self._ended: BaseException | None = None
         self._applied: dict[Prefix, UdpPeer] | None = None
+        self._mend_due = 0.0
 
     def status(self) -> str:
         """The data path in use and why no better one is, for people."""
@@ -121,10 +126,10 @@ class UdpRunner:
         elif self._fast is not None and self._torn:
             self._fast.reattach(ground.cfg)
             self._watch_hooks(self._fast)
-            text = "restored the udp data path's filters and devices: somebody had removed some of them"
-            log.warning("%s", text)
-            self._around.repaired(text)
+            self._tell_repair("restored the udp data path's filters and devices: somebody had removed some of them")
         self._torn = False
+        if self._fast is not None:
+            self._mend(self._fast)
         if self._applied == self._path.peers:
             return
         peers = dict(self._path.peers)
@@ -133,6 +138,19 @@ class UdpRunner:
         if self._pump is not None:
             self._pump.apply(peers)
         self._applied = peers
+
+    def _mend(self, fast: FastPath) -> None:
+        """Look into the maps: nothing announces that somebody changed them. With many peers it costs, so not often."""
+        began = time.monotonic()
+        if began < self._mend_due:
+            return
+        if wrong := fast.mend():
+            self._tell_repair(f"restored {wrong} entries of the udp data path's maps: somebody had changed them")
+        self._mend_due = began + (time.monotonic() - began) / MEND_SHARE
+
+    def _tell_repair(self, text: str) -> None:
+        log.warning("%s", text)
+        self._around.repaired(text)
 
     def close(self) -> None:
         """The daemon ends: the kernel path stays and forwards for its successor, the pump's TUN goes."""

@@ -26,7 +26,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = range(6)
 _TEST_RUN, _PROG_BY_ID, _MAP_BY_ID, _INFO = 10, 13, 14, 15
-_UPDATE_BATCH, _DELETE_BATCH = 26, 27
+_LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 
 _CREATE = struct.Struct("=7I16s")  # type, key, value, entries, flags, inner_map_fd, numa_node, name
 _ELEMENT = struct.Struct("=IxxxxQQQ")  # map_fd, key, value, flags
@@ -166,6 +166,27 @@ class Map:
             key = following.raw
             found.append(key)
         return found
+
+    def items(self) -> dict[bytes, bytes]:
+        """All entries, in one call where the kernel can; of a map that changes meanwhile, some may be missed."""
+        keys = ctypes.create_string_buffer(self.entries * self.key_bytes)
+        values = ctypes.create_string_buffer(self.entries * self.value_bytes)
+        where = ctypes.create_string_buffer(max(self.key_bytes, 4))
+        at = [_address(buffer) for buffer in (where, keys, values)]
+        buffer = ctypes.create_string_buffer(_BATCH.pack(0, *at, self.entries, self.fd, 0, 0), _BATCH.size)
+        try:
+            _bpf_in_place(f"read BPF map {self.name}", _LOOKUP_BATCH, buffer)
+        except KernelError as exc:
+            if exc.code != errno.ENOENT:  # which says that this was the end of the map
+                return {key: value for key in self.keys() if (value := self.lookup(key)) is not None}
+        count = _BATCH.unpack(buffer.raw)[4]
+        return dict(
+            zip(
+                _cut(keys.raw, self.key_bytes, count),
+                _cut(values.raw, self.value_bytes, count),
+                strict=True,
+            )
+        )
 
     def sums(self) -> list[tuple[int, ...]]:
         """Of a per-CPU array of 64-bit counters: by index, each counter summed over the CPUs."""
@@ -338,15 +359,24 @@ def _lift_memlock() -> bool:
 
 def _bpf(what: str, command: int, attr: bytes) -> tuple[int, bytes]:
     """One system call: its result, and the attributes as the kernel left them."""
+    buffer = ctypes.create_string_buffer(attr, len(attr))
+    return _bpf_in_place(what, command, buffer), buffer.raw
+
+
+def _bpf_in_place(what: str, command: int, attr: ctypes.Array[ctypes.c_char]) -> int:
+    """One system call: its result; the kernel may write into the attributes, in failure too."""
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise KernelError(what, errno.ENOSYS, f"bpf(2) is not known to us on {platform.machine()}")
-    buffer = ctypes.create_string_buffer(attr, len(attr))
-    result = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), buffer, ctypes.c_long(len(attr)))
+    result: int = _libc.syscall(ctypes.c_long(number), ctypes.c_long(command), attr, ctypes.c_long(len(attr)))
     if result < 0:
         code = ctypes.get_errno()
         raise KernelError(what, code, _REMEDIES.get(code, ""))
-    return result, buffer.raw
+    return result
+
+
+def _cut(data: bytes, size: int, count: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, size * count, size)]
 
 
 def _address(data: bytes | ctypes.Array[ctypes.c_char] | None) -> int:

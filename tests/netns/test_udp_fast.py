@@ -232,6 +232,26 @@ def test_tables_recover_from_a_write_that_failed_half_way() -> None:
             assert set(tables.sources.keys()) == {bytes(peer.ip) for peer in wanted.values()}
 
 
+@pytest.mark.parametrize("length", [24, 20], ids=["one length", "several"])
+def test_whatever_others_do_to_the_tables_is_put_right(length: int) -> None:
+    peers = {Prefix.parse(f"10.5.{i}.0/24"): UdpPeer(parse_ip(f"192.0.2.{i}"), 8285, True) for i in range(2, 200)}
+    peers[Prefix.parse(f"10.5.208.0/{length}")] = UdpPeer(parse_ip("192.0.2.208"), 8285, False)
+    with contextlib.closing(Tables(Shape.of(peers, 24))) as tables:
+        tables.apply(peers)
+        assert tables.mend() == 0
+        before = tables.peers.items(), tables.sources.items()
+        assert len(before[0]) == len(before[1]) == len(peers)
+        first, second, *_ = before[0]
+        tables.peers.update({first: before[0][second]})
+        tables.peers.delete([second])
+        tables.sources.update({parse_ip("198.51.100.1"): b"\x01\0\0\0"})
+        assert tables.mend() == 3
+        assert (tables.peers.items(), tables.sources.items()) == before
+        tables.peers.delete(before[0])
+        assert tables.mend() == len(peers)
+        assert (tables.peers.items(), tables.sources.items()) == before
+
+
 def test_fifteen_thousand_peers_fit_whichever_way_they_are_keyed() -> None:
     many = {
         Prefix.parse(f"10.{i >> 8}.{i & 255}.0/24"): UdpPeer(parse_ip(f"172.16.{i >> 8}.{i & 255}"), 8285, True)
