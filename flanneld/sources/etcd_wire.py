@@ -7,6 +7,7 @@ member to ask, and whether to ask again, is decided in ``etcd_client.py``.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -277,6 +278,19 @@ class _Protocol(H2Protocol):
         self.heard_at = asyncio.get_running_loop().time()
         super().data_received(data)
 
+    def is_stranded(self) -> bool:
+        """Whether our end's address has left this host: nothing comes or goes any more, and nobody says so."""
+        here = self.transport.get_extra_info("sockname") if self.transport else None
+        if not here:
+            return False
+        family = socket.AF_INET6 if ":" in here[0] else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((here[0], 0, *here[2:]))
+            except OSError as exc:
+                return exc.errno == errno.EADDRNOTAVAIL
+        return False
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self.lost_because = exc if isinstance(exc, Exception) else None
         super().connection_lost(exc)
@@ -319,7 +333,14 @@ class _Channel(Channel):
     def _connected(self) -> bool:
         # grpclib's keepalive closes the transport first and marks the connection as lost only later; a call that
         # came in between would meet a half dismantled object
-        return self._protocol is not None and super()._connected and not self._protocol.connection.is_closing()
+        if self._protocol is None or not super()._connected or self._protocol.connection.is_closing():
+            return False
+        # a host that gets another address says so to its peers through us: not after a request has run into its timeout
+        stranded = [protocol for protocol in self.alive if protocol.is_stranded()]
+        for protocol in stranded:
+            if protocol.transport:
+                protocol.transport.abort()
+        return self._protocol not in stranded
 
     def lost_because(self) -> Exception | None:
         """What ended the latest connection, if asyncio knows."""
