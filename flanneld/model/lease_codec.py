@@ -191,7 +191,7 @@ def _public_ip(text: str | None, family: Family) -> IP | None:
 def word(text: str, field: str) -> str:
     """A name that comes up in sentences and is compared as it is; wild text is nobody's."""
     if len(text) > 64 or not (text.isascii() and text.isprintable()):
-        raise ValueError(f"its {field} is no name of up to 64 printable characters")
+        raise ValueError(f"{field} is no name of up to 64 printable characters")
     return text
 
 

@@ -20,6 +20,8 @@ class Meta(msgspec.Struct, frozen=True):
     name: str = ""
     uid: str = ""
     resource_version: str = msgspec.field(default="", name="resourceVersion")
+    made: str | None = msgspec.field(default=None, name="creationTimestamp")
+    """When the server made it, ``2026-11-21T10:12:35Z``."""
     annotations: dict[str, str] | None = None
     next_page: str = msgspec.field(default="", name="continue")
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from flanneld.errors import PeerDataError, Unavailable
+from flanneld.flood import Flood
 from flanneld.model.addr import IP
 from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
@@ -79,6 +80,7 @@ class KubeStore:
         self._tell: Callable[[str | None], None] = lambda _: None
         self._noted: dict[str, str] = {}
         """By node, what was said about it that could not be used."""
+        self._flood = Flood(log, "nodes that are no leases")
 
     @property
     def own(self) -> OwnLease | None:
@@ -234,7 +236,7 @@ class KubeStore:
         except PeerDataError as error:
             if self._noted.get(name) != str(error):
                 self._noted[name] = str(error)
-                log.warning("node skipped, other peers are not affected node=%s reason=%s", name, error)
+                self._flood.warning("node skipped, other peers are not affected node=%s reason=%s", name, error)
             return None
         if self._noted:
             self._noted.pop(name, None)

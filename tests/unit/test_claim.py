@@ -113,7 +113,7 @@ def test_the_previous_subnet_is_created_again_when_free() -> None:
 
 
 def test_subnets_of_unreadable_leases_count_as_taken() -> None:
-    taken = [Subnets(Prefix.parse("10.5.0.0/16"), None)]
+    taken = [Subnets(Prefix.parse(half), None) for half in ("10.5.0.0/17", "10.5.128.0/17")]
     with pytest.raises(Unavailable):
         next_step({}, taken, CONF, Claim(ME, (None, None)), (), lambda _: 0)
 
