@@ -58,6 +58,13 @@ find_python() {
     done
 }
 
+# What went wrong in a few words: the network if pip names it, else its first error.
+reason() {
+    grep -m1 -oiE "temporary failure in name resolution|certificate verify failed|connection (refused|timed out|reset)|\
+network is unreachable|no route to host|no space left on device" "$WORK/log" ||
+        grep -m1 -oE 'ERROR: .*' "$WORK/log" || tail -n 1 "$WORK/log"
+}
+
 # Each version has an environment of its own, and $PREFIX/bin points to one of them. So a running daemon never finds the
 # modules of another version, and the one before is a symbolic link away.
 install_programs() {
@@ -85,7 +92,7 @@ install_programs() {
             "$version/bin/pip" install --disable-pip-version-check --no-input -q "$source" &&
             "$version/bin/flanneld" --version; } >"$WORK/log" 2>&1 </dev/null; then
             rm -rf "$version"
-            fail "pip cannot install it: $(grep -m1 '^ERROR:' "$WORK/log" || tail -n 1 "$WORK/log")"
+            fail "pip cannot install it, is PyPI reachable? It says: $(reason)"
         fi
     fi
     before=$(readlink "$PREFIX/bin" 2>/dev/null || true)
