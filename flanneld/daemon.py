@@ -160,7 +160,7 @@ class Daemon:
         except (Unavailable, ConfigError) as exc:
             log.error("configuration cannot be read again, the old one is kept: %s", exc)
         self._underlay.wake("SIGHUP")
-        self._notifier.ready()
+        self._notifier.reloaded()
 
     def _conf_changed(self, raw: bytes) -> None:
         """Take what can be taken live; say in one line what cannot, and keep the old."""
