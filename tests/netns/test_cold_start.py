@@ -109,6 +109,8 @@ def test_subnet_that_another_host_leased_meanwhile_is_left_in_an_orderly_way(mak
 
         lab.etcd.start()
         until(lambda: subnet_of(first) != subnet, "another subnet in subnet.env")
+        until(lambda: "its containers are cut off" in first.daemon.log(), "what stands in the way of the new owner")
+        first.ip("link", "del", "cni0")  # as the operator was told
         first.daemon.wait_ready()
         assert "belongs to another host by now" in first.daemon.log()
         first.attach_pod()
