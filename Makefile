@@ -4,7 +4,7 @@ CAPABILITIES := netns,vxlan,nft,iptables,etcd,cni,kubectl
 # In CI a test that is skipped for want of one of these is a failure; set REQUIRE= to be lenient.
 REQUIRE ?= $(if $(CI),$(CAPABILITIES))
 PYTEST := $(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
-LEVELS := unit scenario netns interop kube fuzz
+LEVELS := unit model scenario netns interop kube fuzz
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help

@@ -108,23 +108,34 @@ class Stake(NamedTuple):
     created: int
 
 
-def rival(stakes: Iterable[Stake], key: str, subnets: Subnets, *, older_only: bool) -> str | None:
+def rival(stakes: Iterable[Stake], key: str, subnets: Subnets) -> str | None:
     """Another key that claims an address of ours, None when there is none.
 
     Args:
         stakes: all there are.
-        key: ours, or the one that we want to make.
+        key: the one that we want to make.
         subnets: what it stands for.
-        older_only: count only keys that were made before ours.
+    """
+    return next((stake.key for stake in stakes if stake.key != key and stake.subnets.overlaps(subnets)), None)
+
+
+def beaten(stakes: Iterable[Stake], key: str, subnets: Subnets, written: int) -> str | None:
+    """The key that goes before the one we have just written, None when there is none.
+
+    In a dual-stack network two hosts may choose the same IPv4 subnet and different IPv6 ones: these are different
+    keys, so both transactions succeed. The older key stays; so everybody looks once more after writing.
+
+    Args:
+        stakes: all there are.
+        key: ours.
+        subnets: what it stands for.
+        written: revision of our write.
     """
     every = tuple(stakes)
-    created = next((stake.created for stake in every if stake.key == key), 0)
-    for stake in every:
-        if stake.key == key or (older_only and stake.created > created):
-            continue
-        if stake.subnets.overlaps(subnets):
-            return stake.key
-    return None
+    created = next((stake.created for stake in every if stake.key == key), written + 1)
+    if created > written:
+        return key  # gone meanwhile, or another's already
+    return rival((stake for stake in every if stake.created <= created), key, subnets)
 
 
 def is_clone(found: LeaseAttrs, ours: LeaseAttrs) -> bool:

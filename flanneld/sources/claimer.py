@@ -16,7 +16,7 @@ from flanneld.model.lease_codec import render_key
 from flanneld.model.netconf import NetConf
 from flanneld.plan.allocate import Below, Subnets
 from flanneld.plan.claim import Create, Remove, Take, doubles, is_displaced, next_step, occupant, subnets_of
-from flanneld.plan.guard import rival
+from flanneld.plan.guard import beaten
 from flanneld.retry import backoff
 from flanneld.sources.outage import Outage
 from flanneld.sources.own_key import OwnKey
@@ -129,11 +129,14 @@ class Claimer:
         In a dual-stack network two hosts may choose the same IPv4 subnet and different IPv6 ones: these
         are different keys, so both transactions succeed. The older key wins.
         """
-        if not all(subnets) or not (other := rival(await self._key.stakes(), name, subnets, older_only=True)):
+        own = self._key.confirmed
+        if own is None or not all(subnets):
+            return False
+        other = beaten(await self._key.stakes(), name, subnets, own.lease.revision)
+        if other is None:
             return False
         log.info("another host was faster, choosing again subnet=%s key=%r", subnets, other)
-        if self._key.confirmed:
-            await self._key.remove(name, self._key.confirmed.lease.revision)
+        await self._key.remove(name, own.lease.revision)
         self._key.confirmed = None
         return True
 

@@ -15,7 +15,7 @@ from flanneld.errors import ConfigError, LeaseLost, PeerDataError, Unavailable
 from flanneld.model.lease import Changed, LeaseAttrs, OwnLease
 from flanneld.model.lease_codec import decode_attrs
 from flanneld.plan.claim import Holder, holder, subnets_of
-from flanneld.plan.guard import MAX_RESTORES, Act, Found, Loss, look, overlapped, rival
+from flanneld.plan.guard import MAX_RESTORES, Act, Found, Loss, beaten, look, overlapped, rival
 from flanneld.retry import backoff
 from flanneld.sources.clones import REMEDY, Clones
 from flanneld.sources.etcd_client import KV, Compacted, EtcdClient
@@ -53,6 +53,8 @@ class Keeper:
         self._key = key
         self._check_s = check_s
         self._restores = 0
+        self._unchecked = False
+        """Whether our key may have been made anew and nobody has looked for an older one: answers get lost."""
         self._clones = Clones(key)
         self.must_move = False
         """Whether our subnet is another host's for good, so that we need another one."""
@@ -171,8 +173,10 @@ class Keeper:
         )
         if isinstance(act, Loss):
             raise self._lost(own, act, found and found.attrs)
-        if kv is None:
+        if kv is None or found is None:
             return await self._create_again(own)
+        if self._unchecked:
+            await self._check_beaten(own, kv.mod_revision)
         if await self._clones.face(kv.create_revision):
             act = Act.WRITE
         if act is Act.CONFIRM:
@@ -196,18 +200,29 @@ class Keeper:
         """Our key is gone: expired, deleted, or the whole store is another one. Containers still use the subnet."""
         key, subnets = self._key, subnets_of(own.lease)
         stakes = await key.stakes()
-        if other := rival(stakes, own.key, subnets, older_only=False):
+        if other := rival(stakes, own.key, subnets):
             raise self._lost(own, overlapped(same_store=key.is_same_store), None, other)
-        same_store = key.is_same_store
+        same_store, self._unchecked = key.is_same_store, all(subnets)
         if not await key.write(own.key, subnets, await key.grants.fresh(), over=0):
             return False
-        if all(subnets) and (other := rival(await key.stakes(), own.key, subnets, older_only=True)):
-            await key.remove(own.key, self._own().lease.revision)  # as in ``Claimer``: the older one stays
-            raise self._lost(own, overlapped(same_store=same_store), None, other)
+        if self._unchecked:
+            await self._check_beaten(own, self._own().lease.revision)
         log.warning("own lease had vanished from etcd, created again subnet=%s", own.lease.name())
         if not same_store:
             await self._give_back(own)
         return True
+
+    async def _check_beaten(self, own: OwnLease, written: int) -> None:
+        """Give our key up again if an older one overlaps it.
+
+        Raises:
+            LeaseLost: one does.
+        """
+        key = self._key
+        if other := beaten(await key.stakes(), own.key, subnets_of(own.lease), written):
+            await key.remove(own.key, written)
+            raise self._lost(own, Loss.TAKEN, None, other)
+        self._unchecked = False
 
     async def _give_back(self, own: OwnLease) -> None:
         """Delete leases that a store restored from a backup remembers of us: others may use those subnets by now."""
