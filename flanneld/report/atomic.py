@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -46,6 +48,29 @@ def write_atomic(path: Path, content: bytes, what: str, new_mode: int = 0o644) -
         raise file_refused(f"write {what} {path}", exc) from exc
 
 
+def remove_leftovers(directory: Path, name: str) -> None:
+    """Remove what a killed process left of ``write_atomic``; files that are being written stay.
+
+    Args:
+        directory: where to look; need not exist.
+        name: of the file that was to be written, or what the names of several begin with.
+    """
+    pattern = re.compile(rf"\.{re.escape(name)}.*\.[a-z0-9_]{{8}}")
+    with contextlib.suppress(OSError):
+        for found in [entry for entry in os.listdir(directory) if pattern.fullmatch(entry)]:
+            _remove_unless_locked(directory / found)
+
+
+def _remove_unless_locked(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(fd)
+
+
 def file_refused(what: str, exc: OSError) -> KernelError:
     """Translate the failure of a file operation, with the remedy where the errno tells one."""
     code = exc.errno or 0
@@ -67,12 +92,14 @@ def _replace(path: Path, content: bytes, new_mode: int) -> None:
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                fcntl.flock(fd, fcntl.LOCK_SH)  # "somebody lives who will rename this", see ``remove_leftovers``
             file.write(content)
             file.flush()
             os.fchmod(fd, _mode_of(path, new_mode))
             # without it a power cut may leave the new name on an empty file (ext4 delayed allocation)
             os.fsync(fd)
-        os.rename(temporary, path)
+            os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flanneld.errors import KernelError
-from flanneld.report.atomic import file_refused, write_atomic
+from flanneld.report.atomic import file_refused, remove_leftovers, write_atomic
 from flanneld.report.dir_watch import DirectoryWatch
 from flanneld.retry import backoff
 
@@ -93,6 +93,7 @@ class HeldFile:
             repaired: called with one sentence for each repair of damage done by others; not for changes
                 of ``content``. Damage without end is repaired at a bounded rate and then only counted.
         """
+        remove_leftovers(self.path.parent, self.path.name)
         wake = asyncio.Event()
         guard = _Guard(self, repaired, asyncio.get_running_loop().time)
         with contextlib.closing(DirectoryWatch(self.path.parent, wake.set)) as watch:

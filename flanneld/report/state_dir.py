@@ -35,7 +35,7 @@ from flanneld.errors import ConfigError, KernelError
 from flanneld.model.addr import Family, Prefix
 from flanneld.model.identity import derive_identity, machine_mark
 from flanneld.report import state_file
-from flanneld.report.atomic import make_directory, write_atomic
+from flanneld.report.atomic import make_directory, remove_leftovers, write_atomic
 from flanneld.report.state_file import Kind, set_aside
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class StateDir:
                 f"or give one of them its own --state-dir (it holds {path})"
             ) from exc
         self._lock_fd = fd
+        for name in (self.file("").name, "identity", "made-up-id"):
+            remove_leftovers(self.path, name)
         # the pid is for the sentence above only; a full disk does not weaken the lock
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
