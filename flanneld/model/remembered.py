@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from flanneld.errors import FlannelError
+from flanneld.errors import FlannelError, PeerDataError
 from flanneld.model.addr import IP, Family, Prefix, format_ip, parse_ip
 from flanneld.model.lease import Lease
 from flanneld.model.lease_codec import decode_attrs, encode_attrs
@@ -62,13 +62,15 @@ class Remembered(NamedTuple):
     def leases(self) -> dict[str, Lease]:
         """The leases by key. Revisions are of a past that the store may not share, so they are 0.
 
+        A lease that an older version took and this one refuses is left out, as it would be from the store.
+
         Raises:
-            ValueError: a line that is no lease, in spite of the checksum.
+            ValueError: a line of another form, in spite of the checksum.
         """
-        found = dict(_read_row(line) for line in self.rows.splitlines())
-        if len(found) != self.header.leases:
-            raise ValueError(f"it holds {len(found)} leases and says {self.header.leases}")
-        return found
+        rows = self.rows.splitlines()
+        if len(rows) != self.header.leases:
+            raise ValueError(f"it holds {len(rows)} leases and says {self.header.leases}")
+        return {key: lease for key, lease in map(_read_row, rows) if lease}
 
     def own(self) -> Lease | None:
         """Our own lease; without reading the others, for which there may be no need.
@@ -128,12 +130,12 @@ def _row(key: str, lease: Lease) -> bytes:
         return b""
 
 
-def _read_row(line: bytes) -> tuple[str, Lease]:
+def _read_row(line: bytes) -> tuple[str, Lease | None]:
     key, subnet, subnet6, value = _decode_row(line)
     try:
         attrs = decode_attrs(bytes(value))
-    except FlannelError as error:
-        raise ValueError(str(error)) from error
+    except PeerDataError:
+        return key, None
     return key, Lease(_prefix(subnet, Family.V4), _prefix(subnet6, Family.V6), attrs)
 
 
