@@ -3,19 +3,22 @@
 What the rules are is decided in ``plan/``; here iptables' programs are run. Everything goes through
 ``iptables-save`` and one ``iptables-restore --noflush`` per family, which is atomic per table and takes the
 xtables lock once. In steady state no process runs (failures F38, F39): the nf_tables variant is covered
-by nftables' generation number and announcements, the legacy one by a fingerprint of the kernel's table.
+by nftables' generation number and announcements, the legacy one by a fingerprint of the kernel's table, which is
+taken when somebody lets go of the xtables lock, and now and then.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from flanneld.contracts import TrafficRules, Wake
 from flanneld.errors import KernelError
 from flanneld.kernel import xtables
+from flanneld.kernel.lock_watch import LockWatch, lock_file
 from flanneld.kernel.nft_events import NftEvents
 from flanneld.kernel.run import find, run
 from flanneld.model.addr import Family, Prefix
@@ -25,6 +28,8 @@ from flanneld.plan.traffic_iptables import FORWARD, MASQUERADE, Remnant, Repair,
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_LOOK_SHARE = 0.01
+"""Longest share of one processor that looking at legacy tables may take while others use them all the time."""
 _STEM = {Family.V4: "iptables", Family.V6: "ip6tables"}
 Variant: TypeAlias = Literal["nf_tables", "legacy"]
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
@@ -75,12 +80,19 @@ class Iptables:
         self._random: dict[Family, bool] = {}
         """Where masquerade ports cannot be randomised: False."""
         self._looked_at_other_variant = False
+        self._wake: Wake | None = None
+        self._lock: LockWatch | None = None
+        self._look_s = 0.0
+        """What the last look at the tables cost."""
 
     async def ensure(self, wanted: Sequence[TrafficRules]) -> Sequence[str]:
         """See ``TrafficManager.ensure``. Not to be called twice at the same time."""
         by_family = {rules.network.family: rules for rules in wanted}
+        began = time.monotonic()
         todo = [family for family in Family if not self._is_good(family, by_family.get(family))]
+        self._look_s = time.monotonic() - began
         if not todo:
+            self._watch_lock()
             return ()
         changes: list[str] = []
         failures: list[KernelError] = []
@@ -91,6 +103,7 @@ class Iptables:
                 except KernelError as exc:
                     failures.append(exc)
             changes += await self._clean_other_variant()
+        self._watch_lock()
         if failures:
             if changes:
                 _log.info("firewall partly changed before a failure changes=%s", "; ".join(changes))
@@ -255,7 +268,8 @@ class Iptables:
         return tools
 
     def watch(self, wake: Wake) -> None:
-        """See ``TrafficManager.watch``; legacy tables announce nothing and are looked at by ``ensure`` only."""
+        """See ``TrafficManager.watch``; legacy tables announce nothing, who changes them takes a lock."""
+        self._wake = wake
         try:
             self._events.watch(wake)
         except KernelError as exc:
@@ -264,6 +278,21 @@ class Iptables:
     def close(self) -> None:
         """See ``TrafficManager.close``."""
         self._events.close()
+        self._wake = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _watch_lock(self) -> None:
+        """Have ``ensure`` called when somebody has used a legacy program, where that is what this host uses."""
+        wake = self._wake
+        if wake is None or all(tool.variant != "legacy" for tool in self._tools.values()):
+            return
+        if self._lock is None:
+            self._lock = LockWatch(
+                lock_file(), lambda: wake("xtables lock released"), lambda: self._look_s / _LOOK_SHARE
+            )
+        self._lock.arm()
 
 
 async def _host_choice(family: Family) -> Tool | None:

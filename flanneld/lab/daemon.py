@@ -48,6 +48,8 @@ class Daemon:
         self.state_dir = directory / "state"
         self.cni_conf_dir = directory / "cni" / "net.d"
         self.log_file = directory / "flanneld.log"
+        self.xtables_lock = directory / "xtables.lock"
+        """Every iptables program on this host should use it: ``XTABLES_LOCKFILE``."""
 
     def flags(self) -> list[str]:
         """What every daemon of the lab is started with."""
@@ -70,7 +72,7 @@ class Daemon:
             # by variable, not by flag: Go's flanneld does not know it, and ignores unknown variables only
             "FLANNELD_STATE_DIR": str(self.state_dir),
             # hosts do not share a lock file; this one would otherwise be the machine's
-            "XTABLES_LOCKFILE": str(self._directory / "xtables.lock"),
+            "XTABLES_LOCKFILE": str(self.xtables_lock),
             **({"FLANNELD_CNI_CONF_DIR": str(self.cni_conf_dir)} if self._spec.cni else {}),
             **self._store.daemon_env(self._number),
             **(env or {}),

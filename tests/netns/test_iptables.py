@@ -191,7 +191,7 @@ DISTURBANCES = {
 def test_whatever_others_do_to_our_rules_is_undone_exactly(
     ns: Netns, variant: str, stem: str, disturbance: str
 ) -> None:
-    """Failures F07; the legacy tables announce nothing, so there the daemon's clock calls ``ensure``."""
+    """Failures F07; the legacy tables announce nothing, there it is the release of the xtables lock that wakes us."""
     if stem == "ip6tables":
         disturbance = disturbance.replace("192.0.2.0/24", "2001:db8::/32")
 
@@ -201,13 +201,42 @@ def test_whatever_others_do_to_our_rules_is_undone_exactly(
             rules.watch(wakes.append)
             await rules.ensure(BOTH)
             before = saved_rules(ns, variant, stem)
+            assert await rules.ensure(BOTH) == ()
+            wakes.clear()
             await asyncio.to_thread(ns.run, f"/usr/sbin/{VARIANTS[variant]}", stem, *disturbance.split())
             assert saved_rules(ns, variant, stem) != before
-            if variant == "iptables-nft":
-                await until(lambda: wakes, what="a wake")
+            await until(lambda: wakes, what="a wake")
             assert await rules.ensure(BOTH)
             assert saved_rules(ns, variant, stem) == before
             assert await rules.ensure(BOTH) == ()
+
+    ns.exec_async(scenario)
+
+
+def test_programs_that_use_legacy_tables_all_the_time_are_followed_at_a_bounded_rate(
+    ns: Netns, stand_ins: StandIns, tmp_path: Path
+) -> None:
+    use_variant(stand_ins, "iptables-legacy")
+
+    async def scenario() -> None:
+        wakes: list[str] = []
+        with closing(Iptables()) as rules:
+            rules.watch(wakes.append)
+            await rules.ensure(BOTH)
+            assert await rules.ensure(BOTH) == ()
+            wakes.clear()
+            lock = tmp_path / "lock"
+            for _ in range(1000):
+                lock.open().close()
+                await asyncio.sleep(0)
+            await until(lambda: wakes, what="a wake")
+            assert len(wakes) < 20
+            lock.unlink()  # and made anew by the next one who wants it
+            lock.touch()
+            assert await rules.ensure(BOTH) == ()
+            wakes.clear()
+            lock.open().close()
+            await until(lambda: wakes, what="a wake from the new file")
 
     ns.exec_async(scenario)
 
