@@ -16,13 +16,14 @@ LOOK_S = 1.0
 class SettingsWatch:
     """Has the loop look when a setting is not as we want it.
 
-    Once for each wrong value: what cannot be written, as in a container with a read-only /proc/sys, is the loop's
-    to retry.
+    What stays wrong, as in a container with a read-only /proc/sys, is a reason less and less often.
     """
 
     def __init__(self, path: DataPath, wake: Wake) -> None:
         self._path, self._wake = path, wake
         self._wrong: dict[str, str] = {}
+        self._times = 0
+        """How many looks have found just this."""
 
     async def run(self) -> None:
         """Look for ever."""
@@ -40,6 +41,7 @@ class SettingsWatch:
                 continue  # a full look tells
             if found not in (None, wanted):
                 wrong[path] = found or ""
-        if wrong.items() - self._wrong.items():
-            self._wake("settings")
+        self._times = self._times + 1 if wrong == self._wrong else 1
         self._wrong = wrong
+        if wrong and self._times.bit_count() == 1:  # after 1, 2, 4, … looks: somebody may break it again and again
+            self._wake("settings")
