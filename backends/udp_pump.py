@@ -35,6 +35,7 @@ from backends.udp_packet import (
     take_hop,
 )
 from flanneld.errors import KernelError
+from flanneld.kernel.privileges import keep_nothing
 from flanneld.model.addr import Prefix
 
 # include/uapi/linux/udp.h, include/uapi/linux/in.h; the socket module of Python 3.11 names none of them
@@ -140,6 +141,7 @@ class Pump:
         self._wake.close()
 
     def _run(self, part: _Sender | _Receiver) -> None:
+        keep_nothing()  # both descriptors are open
         # a thread's exceptions end nothing but the thread, so this is where they are handed on
         try:
             part.run()

@@ -16,6 +16,7 @@ from flanneld.contracts import Store
 from flanneld.daemon import Daemon
 from flanneld.errors import ConfigError, LeaseMoved
 from flanneld.kernel.place import place
+from flanneld.kernel.privileges import keep_at_start
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.options import Options
 from flanneld.remembering import Remembering
@@ -33,6 +34,9 @@ log = logging.getLogger("flanneld")
 GC_THRESHOLDS = (50_000, 20, 50)
 """Allocations before a young, and rounds before an older generation is collected; Python's own is 700, 10, 10."""
 
+PLACE = "_FLANNELD_PLACE"
+"""Variable that hands ``place()`` on to the process that we may become (``_begin_anew``)."""
+
 CLOSE_S = 2.5
 """Longest time for taking leave of etcd: half of what passes between SIGTERM and exit at most."""
 
@@ -47,6 +51,9 @@ def run(options: Options) -> int:
     # two thirds of the time that taking thousands of them in costs (tests/bench). What was imported never dies.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    os.environ.setdefault(PLACE, place())  # tells by process 1, which we may not look at any more afterwards
+    if options.drop_privileges:
+        keep_at_start((os.path.dirname(os.path.abspath(options.subnet_file)), options.state_dir, options.cni_conf_dir))
     try:
         return asyncio.run(_until_signal(options))
     except LeaseMoved as moved:
@@ -92,7 +99,7 @@ def _begin_anew(reason: LeaseMoved) -> NoReturn:
 async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> None:
     """Start up, then work until cancelled."""
     health, kernel = Health(), Rtnl()
-    state = StateDir(Path(options.state_dir, place()), options.network_id)
+    state = StateDir(Path(options.state_dir, os.environ[PLACE]), options.network_id)
     file = SubnetFile(Path(options.subnet_file))
 
     def say(text: str) -> None:

@@ -83,6 +83,7 @@ DAEMON_FLAGS = (
     Flag("healthz-ip", listen_address, "address of the health server", "IP"),
     Flag("healthz-port", port, "port of the health server, 0 for none", "PORT"),
     *_KUBE_FLAGS,
+    Flag("drop-privileges", boolean, "give up capabilities that are not needed", ""),
     Flag("log-format", choice("text", "json"), "form of the log lines, text or json", "FORMAT"),
     Flag("v", integer(0, (1 << 31) - 1), "above 0 logs debugging lines too", "LEVEL"),
     Flag("vmodule", module_levels, "the same by module, such as etcd=1,vx*=1", "MODULE=LEVEL,…"),

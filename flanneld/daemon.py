@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel.culprit import who
 from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.memory import give_back
+from flanneld.kernel.privileges import keep_at_work
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model import cni_conf
 from flanneld.model.addr import Family
@@ -200,6 +202,10 @@ class Daemon:
     async def _announce(self) -> None:
         """Tell those who wait for it that containers can be started here (contract 0.1 step 21, 9.22)."""
         await self._up.wait()
+        if self._options.drop_privileges:
+            keep_at_work(self._standing.conf.backend_type)
+            # threads keep what they have, and begin with what their maker has: idle ones of the old pool end
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         await self._store.network_is_up()
 
     async def _publish_changes(self) -> None:

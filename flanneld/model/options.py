@@ -70,6 +70,8 @@ class Options(EtcdOptions):
     kubeconfig_file: str = ""
     net_config_path: str = "/etc/kube-flannel/net-conf.json"
     set_node_network_unavailable: bool = True
+    drop_privileges: bool = True
+    """Give up what root may do and the daemon does not need."""
     log_format: str = "text"
     """``text`` or ``json``."""
     v: int = 0

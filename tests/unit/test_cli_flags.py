@@ -52,6 +52,7 @@ ACCEPTED: list[tuple[str, str, str, object]] = [
     ("kubeconfig-file", "/root/.kube/config", "kubeconfig_file", "/root/.kube/config"),
     ("net-config-path", "/etc/kube-flannel/net-conf.json", "net_config_path", "/etc/kube-flannel/net-conf.json"),
     ("kube-annotation-prefix", "flannel.alpha.coreos.com", "kube_annotation_prefix", "flannel.alpha.coreos.com"),
+    ("drop-privileges", "false", "drop_privileges", False),
     ("log-format", "json", "log_format", "json"),
     ("v", "0b11", "v", 3),
     ("vmodule", "etcd=1,vx*=0", "vmodule", (("etcd", 1), ("vx*", 0))),
