@@ -1,11 +1,11 @@
 """What a host remembers of its network, as text: configuration, own lease, everybody's leases. Pure.
 
-One header, one line a lease in the form that etcd holds, one line with the checksum of all before it; so ``less``
-shows it, ``jq`` takes it apart, and a torn, rotten or edited file is known as such::
+One header; one line a lease, its age (``Lease.created``) and then the value as etcd holds it; one line with the checksum
+of all before it. So ``less`` shows it, ``jq`` takes it apart, and a torn, rotten or edited file is known as such::
 
     {"kind":"flanneld-cache","version":1,"network":"/coreos.com/network",…,"config":"{…}","leases":2}
-    ["10.5.2.0-24","10.5.2.0/24",null,{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan",…}]
-    ["10.5.9.0-24","10.5.9.0/24",null,{"PublicIP":"192.0.2.9",…}]
+    ["10.5.2.0-24","10.5.2.0/24",null,17,{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan",…}]
+    ["10.5.9.0-24","10.5.9.0/24",null,25,{"PublicIP":"192.0.2.9",…}]
     sha256:5a3f…
 """
 
@@ -118,25 +118,25 @@ def decode(raw: bytes) -> Remembered:
     return Remembered(msgspec.json.decode(head, type=Header), rows)  # msgspec's errors are ValueErrors
 
 
-_Row = tuple[str, str | None, str | None, msgspec.Raw]
+_Row = tuple[str, str | None, str | None, int, msgspec.Raw]
 _decode_row = msgspec.json.Decoder(_Row).decode
 
 
 def _row(key: str, lease: Lease) -> bytes:
     try:
         subnets = (str(lease.subnet) if lease.subnet else None, str(lease.subnet6) if lease.subnet6 else None)
-        return msgspec.json.encode((key, *subnets, msgspec.Raw(encode_attrs(lease.attrs)))) + b"\n"
+        return msgspec.json.encode((key, *subnets, lease.created, msgspec.Raw(encode_attrs(lease.attrs)))) + b"\n"
     except (FlannelError, UnicodeEncodeError):
         return b""
 
 
 def _read_row(line: bytes) -> tuple[str, Lease | None]:
-    key, subnet, subnet6, value = _decode_row(line)
+    key, subnet, subnet6, created, value = _decode_row(line)
     try:
         attrs = decode_attrs(bytes(value))
     except PeerDataError:
         return key, None
-    return key, Lease(_prefix(subnet, Family.V4), _prefix(subnet6, Family.V6), attrs)
+    return key, Lease(_prefix(subnet, Family.V4), _prefix(subnet6, Family.V6), attrs, created=created)
 
 
 def _prefix(text: str | None, family: Family) -> Prefix | None:
