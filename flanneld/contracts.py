@@ -85,11 +85,12 @@ class Store(Protocol):
         ...
 
     async def keep(self, changed: Changed) -> None:
-        """Renew our lease and guard its key, for ever.
+        """Renew our lease and guard its key, for ever; ``changed`` is told as soon as it is known to be ours.
 
         Raises:
-            LeaseLost: another host holds our subnet now.
-            LeaseMoved: we have been given another subnet.
+            LeaseLost: another host holds our subnet now. Called again it looks whether that is still so, or leases
+                another one where it is so for good.
+            LeaseMoved: we have another subnet.
         """
         ...
 

@@ -92,12 +92,18 @@ def _in_words(found: Mapping[str, Any], now: float) -> str:
             f"{found['interface']['name']}, MTU {found['interface']['mtu']}; {found['container_mtu']} for pods",
         ),
         ("public", found["public"] or "not known yet"),
-        ("lease", f"ends in {_span(ends_s)}" if ends_s is not None else "does not end"),
+        ("lease", _lease_end(ends_s)),
         ("peers", f"{found['leases']} leases, ours included"),
         ("repairs", repairs or "none"),
         ("daemon", f"{found['version']}, pid {found['pid']}, runs for {_span(now - found['since'])}"),
     ]
     return "\n".join(f"{name:<10} {plain(text)}" for name, text in lines)
+
+
+def _lease_end(in_s: float | None) -> str:
+    if in_s is None:
+        return "does not end"
+    return f"ends in {_span(in_s)}" if in_s >= 0 else f"ran out {_span(-in_s)} ago, the store has not answered since"
 
 
 def _span(seconds: float) -> str:
