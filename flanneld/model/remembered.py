@@ -1,7 +1,8 @@
 """What a host remembers of its network, as text: configuration, own lease, everybody's leases. Pure.
 
-One header; one line a lease, its age (``Lease.created``) and then the value as etcd holds it; one line with the checksum
-of all before it. So ``less`` shows it, ``jq`` takes it apart, and a torn, rotten or edited file is known as such::
+One header; one line a lease, its age (``Lease.created``) and then the value as etcd holds it; one line with the
+checksum of all before it. So ``less`` shows it, ``jq`` takes it apart, and a torn, rotten or edited file is known
+as such::
 
     {"kind":"flanneld-cache","version":1,"network":"/coreos.com/network",…,"config":"{…}","leases":2}
     ["10.5.2.0-24","10.5.2.0/24",null,17,{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan",…}]
