@@ -29,7 +29,7 @@ from backends.udp_decap import Decap, decap
 from backends.udp_encap import Encap, encap
 from backends.udp_packet import UdpPeer
 from backends.udp_tables import Shape, Tables, counters_of, make_counters, totals
-from backends.udp_trial import try_in_scratch
+from backends.udp_trial import scratch_names, try_in_scratch
 from flanneld.errors import KernelError
 from flanneld.kernel import tc
 from flanneld.kernel.bpf import Loaded, Map
@@ -95,7 +95,7 @@ class FastPath:
             if why := _obstacle(cfg):
                 return why
             with contextlib.closing(Socket()) as sock:
-                return try_in_scratch(sock, cfg.ext, cfg.ext_ip, cfg.port)
+                return try_in_scratch(sock, cfg.tun, cfg.ext, cfg.ext_ip, cfg.port)
         except KernelError as exc:
             return str(exc)
 
@@ -315,8 +315,10 @@ def find_leftovers(tun: str) -> dict[str, Callable[[], None]]:
             found[f"filter {name} on {device} and its eBPF programs"] = partial(_detach, ifindex, name)
             if tc.is_idle(sock, ifindex, name):
                 found[f"qdisc clsact on {device}, where only that filter was"] = partial(_remove_clsact, ifindex, name)
-    if any(device == f"{tun}c0" for _ifindex, device in socket.if_nameindex()):
-        found[f"links {tun}c0 and {tun}c1"] = partial(_remove_links, f"{tun}c0")
+    devices = {device for _ifindex, device in socket.if_nameindex()}
+    for left, right in ((f"{tun}c0", f"{tun}c1"), scratch_names(tun)):
+        if left in devices:
+            found[f"links {left} and {right}"] = partial(_remove_links, left)
     return found
 
 
@@ -340,6 +342,7 @@ def _remove(sock: Socket, tun: str) -> None:
     with contextlib.suppress(OSError):  # without the TUN its filter is gone too
         tc.detach(sock, socket.if_nametoindex(tun), Direction.EGRESS, _filter_name(tun, "encap"))
     remove_pair(sock, f"{tun}c0")
+    remove_pair(sock, scratch_names(tun)[0])
     _detach_decap(sock, tun)
 
 

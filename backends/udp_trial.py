@@ -7,7 +7,6 @@ packets of which the outcome is known; a kernel that loads them but does somethi
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from collections.abc import Iterator
 
@@ -32,11 +31,12 @@ TRIAL_BYTES = 1472
 _PEER_IP = parse_ip("198.51.100.1")
 
 
-def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int) -> str | None:
+def try_in_scratch(sock: Socket, stem: str, ext: str, ext_ip: IP, port: int) -> str | None:
     """Do everything once.
 
     Args:
         sock: where the devices are.
+        stem: what the names of the scratch devices begin with.
         ext: external interface; only its kind is looked at.
         ext_ip: its address.
         port: of the datagrams.
@@ -48,7 +48,7 @@ def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int) -> str | None:
         KernelError: the kernel refused a step.
     """
     link_header_bytes(ext)
-    with _pair(sock) as (near, far), contextlib.ExitStack() as held:
+    with _pair(sock, stem) as (near, far), contextlib.ExitStack() as held:
         tables = held.enter_context(contextlib.closing(Tables(Shape(_SUBNET.length, 16))))
         counters = held.enter_context(contextlib.closing(make_counters()))
         tables.apply({_SUBNET: UdpPeer(_PEER_IP, port, kernel_rx=True)})
@@ -67,9 +67,15 @@ def try_in_scratch(sock: Socket, ext: str, ext_ip: IP, port: int) -> str | None:
         return _wrong_outcome(loaded[0], loaded[1], far, ext_ip, port)
 
 
+def scratch_names(stem: str) -> tuple[str, str]:
+    """Names of the pair: always the same ones, so that the next start finds what a killed one has left."""
+    return f"{stem}t0", f"{stem}t1"
+
+
 @contextlib.contextmanager
-def _pair(sock: Socket) -> Iterator[tuple[int, int]]:
-    left, right = (f"flt{os.getpid() & 0xFFFFFF:x}{end}" for end in "ab")
+def _pair(sock: Socket, stem: str) -> Iterator[tuple[int, int]]:
+    left, right = scratch_names(stem)
+    remove_pair(sock, left)
     try:
         yield ensure_pair(sock, left, right, TRIAL_BYTES)
     finally:
