@@ -7,13 +7,11 @@ steps around them: read, decide, write by compare-and-swap, and what gets lost o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from typing import NamedTuple
 
 from flanneld.errors import Unavailable
-from flanneld.model.addr import parse_ip
 from flanneld.model.lease import Claim, Lease, LeaseAttrs, OwnLease
-from flanneld.model.lease_codec import parse_key, render_key
+from flanneld.model.lease_codec import render_key
 from flanneld.model.netconf import NetConf
 from flanneld.plan import claim as claiming
 from flanneld.plan import guard
@@ -21,10 +19,32 @@ from flanneld.plan.allocate import Subnets, allocate
 from flanneld.plan.claim import Create, Remove, Take
 from flanneld.plan.guard import Act, Found, Loss, Stake
 from tests.model.checker import Move, Violation
-
-OFF, CLAIM, ACT, CHECK, HOLD, GUARD, LOST = "off", "claim", "act", "check", "hold", "guard", "lost"
-NOBODY, GO = -1, 9
-"""Writers who are no host of ours."""
+from tests.model.state import (
+    ACT,
+    CHECK,
+    CLAIM,
+    GO,
+    GUARD,
+    HOLD,
+    LOST,
+    NOBODY,
+    OFF,
+    Entry,
+    Host,
+    State,
+    Step,
+    canonical,
+    crashed,
+    entry_at,
+    is_unsure,
+    knows,
+    put,
+    reads,
+    rebuilt,
+    subnets,
+    with_entry,
+    without,
+)
 
 
 class Rules(NamedTuple):
@@ -35,76 +55,6 @@ class Rules(NamedTuple):
     look: Callable[..., Act | Loss] = guard.look
     rival: Callable[..., str | None] = guard.rival
     beaten: Callable[..., str | None] = guard.beaten
-
-
-class Entry(NamedTuple):
-    """A key of the store."""
-
-    key: str
-    attrs: LeaseAttrs
-    revision: int
-    created: int
-    writer: int
-    """Who wrote it last; for judging, no decision sees it."""
-    grant: int
-    """Whose etcd lease it is attached to."""
-    current: bool
-    """Whether that host runs still, so that it knows the etcd lease for its own."""
-
-
-class Step(NamedTuple):
-    """A write that was decided."""
-
-    key: str
-    over: int
-    """Revision that was read; 0 = absent."""
-    by_guard: bool
-
-
-class Host(NamedTuple):
-    """A host. What a crash leaves: ``before``, ``marked``."""
-
-    phase: str = OFF
-    own: str = ""
-    """Key of our lease."""
-    revision: int = 0
-    """Of our last write that we know of."""
-    serves: str = ""
-    """Key whose addresses leave this host; empty in quarantine."""
-    before: str = ""
-    """Subnet as remembered."""
-    marked: bool = False
-    """Remembered: another host has it."""
-    lost: frozenset[str] = frozenset()
-    moving: bool = False
-    in_use: bool = False
-    """Started without the store, with the remembered subnet."""
-    step: Step | None = None
-    restores: int = 0
-    stalled: bool = False
-    expired: bool = False
-    unchecked: bool = False
-    """Our key may be new, and nobody has looked for an older one that overlaps it."""
-    seen: int = 0
-    """Latest revision of the store that we know."""
-    same: bool = True
-    """Whether the store is the one in which our lease was confirmed, as far as we can tell."""
-    epoch: int = 0
-    """The store in which it was; for judging, no decision sees it."""
-
-
-class State(NamedTuple):
-    """All of it."""
-
-    hosts: tuple[Host, ...]
-    keys: tuple[Entry, ...] = ()
-    revision: int = 1
-    zombies: tuple[tuple[int, Step], ...] = ()
-    """Writes that somebody gave up waiting for, and that are still under way."""
-    backup: tuple[tuple[Entry, ...], int] | None = None
-    epoch: int = 0
-    """How often the store was rebuilt."""
-    faults: int = 0
 
 
 class Cluster:
@@ -143,19 +93,19 @@ class Cluster:
     def is_quiet(self, state: State) -> bool:
         """All hosts run; each has a lease that is its own as it knows, is in quarantine, or waits for a free subnet."""
         for number, host in enumerate(state.hosts):
-            entry = _entry(state, host.own)
-            holds = host.phase == HOLD and entry and entry.writer == number and _knows(state, host)
+            entry = entry_at(state, host.own)
+            holds = host.phase == HOLD and entry and entry.writer == number and knows(state, host)
             waits = host.phase in (LOST, CLAIM) and not host.serves
-            if _is_unsure(host) or not (holds or waits):
+            if is_unsure(host) or not (holds or waits):
                 return False
         return not state.zombies
 
     def check(self, state: State) -> None:
-        holders = [h for h in state.hosts if h.phase in (HOLD, GUARD) and h.serves and not _is_unsure(h)]
+        holders = [h for h in state.hosts if h.phase in (HOLD, GUARD) and h.serves and not is_unsure(h)]
         for index, one in enumerate(holders):
             for other in holders[index + 1 :]:
-                knows = all(_knows(state, host) for host in (one, other))
-                if subnets(one.own).overlaps(subnets(other.own)) and (knows or self.is_fair):
+                both_know = all(knows(state, host) for host in (one, other))
+                if subnets(one.own).overlaps(subnets(other.own)) and (both_know or self.is_fair):
                     raise Violation(f"two hosts hold {one.own} and {other.own}")
 
     def moves(self, state: State) -> Iterator[Move[State]]:
@@ -188,7 +138,7 @@ class Cluster:
                 raise Violation(f"h{number} wrote over {entry.key} of another address")
         if not host.serves or was.phase not in (CLAIM, HOLD, LOST):
             return
-        for entry in before.keys if was.phase == CLAIM else filter(None, [_entry(before, was.own)]):
+        for entry in before.keys if was.phase == CLAIM else filter(None, [entry_at(before, was.own)]):
             theirs = entry.writer not in (number, NOBODY) and entry.attrs.identity != mine.identity
             if was.phase == CLAIM and entry.attrs.public_ip == mine.public_ip and not entry.attrs.identity:
                 continue  # at a start it is this host's own, from before it was swapped to ours (contract 13.6)
@@ -204,14 +154,14 @@ class Cluster:
     def _run(self, state: State, number: int, host: Host) -> Iterator[tuple[str, State]]:
         match host.phase:
             case "claim":
-                yield from self._claim(state, number, _reads(state, host))
+                yield from self._claim(state, number, reads(state, host))
             case "act" | "guard":
                 if host.step:
                     yield "writes", self._written(state, number, host, host.step)
             case "check":
-                yield "looks for an older rival", self._checked(state, number, _reads(state, host))
+                yield "looks for an older rival", self._checked(state, number, reads(state, host))
             case "hold" | "lost":
-                yield from self._look(state, number, _reads(state, host))
+                yield from self._look(state, number, reads(state, host))
 
     def _claim(self, state: State, number: int, host: Host) -> Iterator[tuple[str, State]]:
         """``Claimer._attempt``: list and decide; for every number that chance may bring."""
@@ -233,14 +183,14 @@ class Cluster:
                 step = self.rules.next_step(leases, [], self.conf, claim, host.lost, below)
             except Unavailable:
                 after = host if not host.in_use else self._lose(host, host.before, Loss.TAKEN)
-                yield "finds no free subnet", _put(state, number, after)
+                yield "finds no free subnet", put(state, number, after)
                 return
             count = 1
             for limit in asked:
                 count *= limit
             choice += 1
             if self.rules.is_displaced(step, claim):
-                yield "finds its subnet taken", _put(state, number, self._lose(host, host.before, Loss.TAKEN))
+                yield "finds its subnet taken", put(state, number, self._lose(host, host.before, Loss.TAKEN))
                 return
             match step:
                 case Take(key, lease):
@@ -249,42 +199,42 @@ class Cluster:
                     planned = Step(render_key(*wanted), 0, by_guard=False)
                 case Remove(key):
                     raise Violation(f"h{number} removes {key}")
-            yield f"decides on {planned.key}", _put(state, number, host._replace(phase=ACT, step=planned))
+            yield f"decides on {planned.key}", put(state, number, host._replace(phase=ACT, step=planned))
 
     def _written(self, state: State, number: int, host: Host, step: Step) -> State:
         """``OwnKey.write`` and what follows."""
         host = host._replace(step=None)
         after, done = self._write(state, number, step)
         if not done:
-            return _put(after, number, host._replace(phase=HOLD if step.by_guard else CLAIM))
+            return put(after, number, host._replace(phase=HOLD if step.by_guard else CLAIM))
         host = host._replace(own=step.key, revision=after.revision, seen=after.revision, same=True, expired=False)
         host = host._replace(epoch=state.epoch)
         host = host._replace(lost=host.lost - {step.key})
         if all(subnets(step.key)) and (step.over == 0 or not step.by_guard):
-            return _put(after, number, host._replace(phase=CHECK))
-        return _put(after, number, self._holds(host))
+            return put(after, number, host._replace(phase=CHECK))
+        return put(after, number, self._holds(host))
 
     def _write(self, state: State, number: int, step: Step) -> tuple[State, bool]:
-        there = _entry(state, step.key)
+        there = entry_at(state, step.key)
         if (there.revision if there else 0) != step.over:
             return state, False
         revision = state.revision + 1
         created = there.created if there else revision
         grant = NOBODY if there and there.grant == NOBODY else number
         entry = Entry(step.key, self.attrs[number], revision, created, number, grant, current=True)
-        return _with(state, entry)._replace(revision=revision), True
+        return with_entry(state, entry)._replace(revision=revision), True
 
     def _checked(self, state: State, number: int, host: Host) -> State:
         """``Claimer._is_beaten``, ``Keeper._create_again``: of two that overlap the older one stays."""
         stakes = [Stake(e.key, subnets(e.key), e.created) for e in state.keys]
         if not self.rules.beaten(stakes, host.own, subnets(host.own), host.revision):
-            return _put(state, number, self._holds(host))
-        entry = _entry(state, host.own)
+            return put(state, number, self._holds(host))
+        entry = entry_at(state, host.own)
         if entry and entry.revision == host.revision:
-            state = _without(state, host.own)
+            state = without(state, host.own)
         if host.unchecked:
-            return _put(state, number, self._lose(host, host.own, Loss.TAKEN))
-        return _put(state, number, host._replace(phase=CLAIM, own="", revision=0))
+            return put(state, number, self._lose(host, host.own, Loss.TAKEN))
+        return put(state, number, host._replace(phase=CLAIM, own="", revision=0))
 
     def _holds(self, host: Host) -> Host:
         """The lease is ours: ``LeaseGuard._held``. Another one than containers use makes the daemon begin anew."""
@@ -316,10 +266,10 @@ class Cluster:
     def _look(self, state: State, number: int, host: Host) -> Iterator[tuple[str, State]]:
         """``Keeper._try_settle``, renewing or not; from quarantine too."""
         if host.phase == LOST and host.moving:
-            yield "seeks another subnet", _put(state, number, host._replace(phase=CLAIM, own="", moving=False))
+            yield "seeks another subnet", put(state, number, host._replace(phase=CLAIM, own="", moving=False))
             return
-        entry = _entry(state, host.own)
-        if host.phase == HOLD and _knows(state, host) and not host.unchecked:
+        entry = entry_at(state, host.own)
+        if host.phase == HOLD and knows(state, host) and not host.unchecked:
             return  # it would find what it knows
         found = Found(entry.attrs, entry.revision, entry.created) if entry else None
         mine = self.attrs[number]
@@ -336,30 +286,30 @@ class Cluster:
         if found and host.unchecked and not isinstance(act, Loss):
             checking = host._replace(phase=CHECK, revision=found.revision, same=True, epoch=state.epoch)
             checking = checking._replace(expired=False)
-            yield "finds its own late write", _put(state, number, checking)
+            yield "finds its own late write", put(state, number, checking)
             return
         yield f"looks: {act.name.lower()}", self._act(state, number, host, act, entry)
 
     def _act(self, state: State, number: int, host: Host, act: Act | Loss, entry: Entry | None) -> State:
         match act:
             case Loss():
-                return _put(state, number, self._lose(host, host.own, act))
+                return put(state, number, self._lose(host, host.own, act))
             case Act.CREATE:
                 stakes = [Stake(e.key, subnets(e.key), e.created) for e in state.keys]
                 if self.rules.rival(stakes, host.own, subnets(host.own)):
-                    return _put(state, number, self._lose(host, host.own, guard.overlapped(same_store=host.same)))
+                    return put(state, number, self._lose(host, host.own, guard.overlapped(same_store=host.same)))
                 step, both = Step(host.own, 0, by_guard=True), all(subnets(host.own))
-                return _put(state, number, host._replace(phase=GUARD, step=step, unchecked=both))
+                return put(state, number, host._replace(phase=GUARD, step=step, unchecked=both))
             case Act.LEAVE:
-                return _put(state, number, host)
+                return put(state, number, host)
             case Act.CONFIRM:
                 known = host._replace(revision=entry.revision if entry else 0, same=True, epoch=state.epoch)
-                return _put(state, number, self._holds(known._replace(expired=False)))
+                return put(state, number, self._holds(known._replace(expired=False)))
             case _:
                 restores = host.restores + (act is Act.RESTORE)
                 over = entry.revision if entry else 0
                 step = Step(host.own, over, by_guard=True)
-                return _put(state, number, host._replace(phase=GUARD, step=step, restores=restores))
+                return put(state, number, host._replace(phase=GUARD, step=step, restores=restores))
 
     # ---- what goes wrong ------------------------------------------------------------------------
 
@@ -369,49 +319,49 @@ class Cluster:
         names = self.names
         for entry in state.keys:
             if "delete" in names:
-                yield f"the operator deletes {entry.key}", _without(state, entry.key)
+                yield f"the operator deletes {entry.key}", without(state, entry.key)
             if entry.writer == GO and "go" in names:
-                yield f"Go's lease of {entry.key} expires", _without(state, entry.key)
+                yield f"Go's lease of {entry.key} expires", without(state, entry.key)
         if "go" in names and self.go:
             yield from self._go(state, self.go)
         if "wipe" in names:
-            yield "the store is rebuilt empty", _rebuilt(state, (), 1)
+            yield "the store is rebuilt empty", rebuilt(state, (), 1)
         if "restore" in names and state.backup is None:
             yield "the store is backed up", state._replace(backup=(state.keys, state.revision))
         if "restore" in names and state.backup is not None:
-            yield "the store is restored", _rebuilt(state, *state.backup)
+            yield "the store is restored", rebuilt(state, *state.backup)
 
     def _host_faults(self, state: State, number: int, host: Host) -> Iterator[tuple[str, State]]:
         names, who = self.names, f"h{number}"
         if host.phase == OFF:
             if "memory" in names and host.before and not host.marked:
                 remembered = self._boot(host)._replace(serves=host.before, in_use=True)
-                yield f"{who} starts without the store", _put(state, number, remembered)
+                yield f"{who} starts without the store", put(state, number, remembered)
             if "clone" in names and number in self.clone_of:
                 original = state.hosts[self.clone_of[number]]
-                yield f"{who} is cloned", _put(state, number, host._replace(before=original.before))
+                yield f"{who} is cloned", put(state, number, host._replace(before=original.before))
         else:
             if "crash" in names:
-                yield f"{who} crashes", _crash(state, number, Host(before=host.before, marked=host.marked))
+                yield f"{who} crashes", crashed(state, number, Host(before=host.before, marked=host.marked))
             if "forget" in names:
-                yield f"{who} crashes and forgets", _crash(state, number, Host())
+                yield f"{who} crashes and forgets", crashed(state, number, Host())
             if "stall" in names and not host.stalled:
-                yield f"{who} stalls", _put(state, number, host._replace(stalled=True))
+                yield f"{who} stalls", put(state, number, host._replace(stalled=True))
             if host.step and not host.stalled and "answer" in names:
                 unsure = host._replace(step=None, phase=HOLD if host.step.by_guard else CLAIM)
                 done = self._write(state, number, host.step)[0]
-                yield f"{who} writes, the answer is lost", _put(done, number, unsure)
+                yield f"{who} writes, the answer is lost", put(done, number, unsure)
                 if "late" in names:
                     late = state._replace(zombies=(*state.zombies, (number, host.step)))
-                    yield f"{who} gives up a write that is under way", _put(late, number, unsure)
+                    yield f"{who} gives up a write that is under way", put(late, number, unsure)
             if host.phase == CHECK and not host.stalled and "answer" in names:
                 # ``Claimer`` begins anew and finds it; ``Keeper`` looks again
                 again = host._replace(phase=CLAIM, own="") if not host.unchecked else host._replace(phase=HOLD)
-                yield f"{who} gets no answer", _put(state, number, again)
+                yield f"{who} gets no answer", put(state, number, again)
         has_lease = any(entry.grant == number for entry in state.keys)
         if "expire" in names and has_lease and (host.stalled or host.phase == OFF):
             keys = tuple(entry for entry in state.keys if entry.grant != number)
-            yield f"{who}'s lease expires", _put(state, number, host._replace(expired=True))._replace(keys=keys)
+            yield f"{who}'s lease expires", put(state, number, host._replace(expired=True))._replace(keys=keys)
 
     def _go(self, state: State, attrs: LeaseAttrs) -> Iterator[tuple[str, State]]:
         """Go flanneld starts: writes over the first lease with its address, else creates one (contract 3.20)."""
@@ -419,7 +369,7 @@ class Cluster:
         for entry in state.keys:
             if entry.attrs.public_ip == attrs.public_ip:
                 written = Entry(entry.key, attrs, revision, entry.created, GO, GO, current=True)
-                yield f"Go flanneld writes over {entry.key}", _with(state, written)._replace(revision=revision)
+                yield f"Go flanneld writes over {entry.key}", with_entry(state, written)._replace(revision=revision)
                 return
         for choice in range(2):
             try:
@@ -428,105 +378,7 @@ class Cluster:
             except Unavailable:
                 return
             made = Entry(render_key(*free), attrs, revision, revision, GO, GO, current=True)
-            yield f"Go flanneld leases {made.key}", _with(state, made)._replace(revision=revision)
+            yield f"Go flanneld leases {made.key}", with_entry(state, made)._replace(revision=revision)
 
     def _move(self, state: State, label: str, host: Host, number: int) -> Move[State]:
-        return Move(label, False, canonical(_put(state, number, host)))
-
-
-# ---- values -------------------------------------------------------------------------------------
-
-
-@cache
-def subnets(key: str) -> Subnets:
-    """What a key stands for."""
-    return Subnets(*parse_key(f"/{key}".encode())) if key else Subnets(None, None)
-
-
-def attrs_of(number: int, identity: str, data: bytes = b"") -> LeaseAttrs:
-    """What the host at 192.0.2.NUMBER publishes."""
-    return LeaseAttrs(parse_ip(f"192.0.2.{number}"), data=data, identity=identity)
-
-
-def _entry(state: State, key: str) -> Entry | None:
-    return next((entry for entry in state.keys if entry.key == key), None)
-
-
-def _is_unsure(host: Host) -> bool:
-    """Whether a host is in no position to say that it holds its lease."""
-    return host.stalled or host.expired or host.unchecked
-
-
-def _knows(state: State, host: Host) -> bool:
-    """Whether a look would tell a host nothing new."""
-    entry = _entry(state, host.own)
-    return entry is not None and (entry.revision, state.epoch) == (host.revision, host.epoch)
-
-
-def _with(state: State, entry: Entry) -> State:
-    others = [e for e in state.keys if e.key != entry.key]
-    return state._replace(keys=tuple(sorted((*others, entry), key=lambda e: e.key)))
-
-
-def _without(state: State, key: str) -> State:
-    """A deletion is a revision of its own."""
-    keys = tuple(entry for entry in state.keys if entry.key != key)
-    return state._replace(keys=keys, revision=state.revision + 1)
-
-
-def _put(state: State, number: int, host: Host) -> State:
-    hosts = state.hosts
-    return state._replace(hosts=(*hosts[:number], host, *hosts[number + 1 :]))
-
-
-def _crash(state: State, number: int, host: Host) -> State:
-    """The etcd lease lives on, but the next run does not know it."""
-    keys = tuple(entry._replace(current=False) if entry.grant == number else entry for entry in state.keys)
-    return _put(state, number, host)._replace(keys=keys)
-
-
-def _reads(state: State, host: Host) -> Host:
-    """``History``: a store whose revision is below the one known is another one."""
-    return host._replace(seen=state.revision, same=host.same and state.revision >= host.seen)
-
-
-def _rebuilt(state: State, keys: tuple[Entry, ...], revision: int) -> State:
-    """What was under way does not reach the new store."""
-    hosts = tuple(
-        host._replace(step=None, phase=HOLD if host.step.by_guard else CLAIM) if host.step else host
-        for host in state.hosts
-    )
-    return state._replace(hosts=hosts, keys=keys, revision=revision, zombies=(), epoch=state.epoch + 1)
-
-
-def canonical(state: State) -> State:
-    """The same with revisions numbered densely: only their order means anything."""
-    used = {0, state.revision}
-    entries = (*state.keys, *(state.backup[0] if state.backup else ()))
-    for entry in entries:
-        used |= {entry.revision, entry.created}
-    for host in state.hosts:
-        used |= {host.revision, host.seen, host.step.over if host.step else 0}
-    used.update(step.over for _, step in state.zombies)
-    if state.backup:
-        used.add(state.backup[1])
-    rank = {revision: index for index, revision in enumerate(sorted(used))}
-    if len(rank) == max(used) + 1:
-        return state  # dense already
-
-    def entry_of(entry: Entry) -> Entry:
-        return entry._replace(revision=rank[entry.revision], created=rank[entry.created])
-
-    def step_of(step: Step) -> Step:
-        return step._replace(over=rank[step.over])
-
-    return state._replace(
-        hosts=tuple(
-            host._replace(revision=rank[host.revision], seen=rank[host.seen], step=host.step and step_of(host.step))
-            for host in state.hosts
-        ),
-        keys=tuple(map(entry_of, state.keys)),
-        revision=rank[state.revision],
-        zombies=tuple((number, step_of(step)) for number, step in state.zombies),
-        backup=state.backup and (tuple(map(entry_of, state.backup[0])), rank[state.backup[1]]),
-    )
+        return Move(label, False, canonical(put(state, number, host)))

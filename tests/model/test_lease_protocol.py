@@ -22,7 +22,8 @@ from flanneld.model.lease import Lease
 from flanneld.plan import claim, guard
 from flanneld.plan.guard import Act, Loss
 from tests.model.checker import Broken, explore
-from tests.model.hosts import Cluster, Rules, attrs_of
+from tests.model.hosts import Cluster, Rules
+from tests.model.state import attrs_of
 from tests.support.hosts import family_conf, net_conf
 
 DEEPER = int(os.environ.get("MODEL_DEEPER", "0"))
