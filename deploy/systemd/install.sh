@@ -15,7 +15,7 @@ set -eu
 HERE=$(cd "$(dirname "$0")" && pwd)
 TREE=$(cd "$HERE/../.." && pwd)
 PREFIX=/opt/flanneld
-WHEEL= DOCKER= START= UNINSTALL=
+WHEEL= DOCKER= START= UNINSTALL= CHANGED=
 
 say() { echo "flanneld: $*"; }
 fail() { echo "flanneld: $*" >&2; exit 1; }
@@ -100,6 +100,7 @@ install_programs() {
     if [ "$before" != "versions/$digest" ]; then
         ln -sfn "versions/$digest/bin" "$PREFIX/bin.new"
         mv -T "$PREFIX/bin.new" "$PREFIX/bin"
+        CHANGED=1
         say "$PREFIX/bin is version $("$PREFIX/bin/flanneld" --version 2>&1)${before:+; before: $PREFIX/$before}"
         for old in "$PREFIX"/versions/*; do
             [ "$old" = "$version" ] || [ "$old" = "$PREFIX/$before" ] || rm -rf "$old"
@@ -179,6 +180,14 @@ start() {
     say "flanneld is starting: systemctl status flanneld"
 }
 
+next_step() {
+    if ! systemd_runs || ! systemctl -q is-active flanneld; then
+        say "to start it: edit /etc/flanneld/flanneld.env, then $0 --start"
+    elif [ -n "$CHANGED" ]; then
+        say "the version before runs until systemctl restart flanneld"
+    fi
+}
+
 uninstall() {
     [ -f "$MANIFEST" ] || fail "nothing is installed in $PREFIX"
     if systemd_runs; then
@@ -214,5 +223,5 @@ install_files
 if [ -n "$START" ]; then
     start
 else
-    say "to start it: edit /etc/flanneld/flanneld.env, then systemctl enable --now flanneld"
+    next_step
 fi

@@ -102,7 +102,7 @@ def test_installing_again_keeps_what_was_edited_and_changes_nothing_else(host: S
     said = host.install("/wheels/flanneld-*.whl")
     assert said.splitlines() == [
         "flanneld: kept /etc/flanneld/flanneld.env, which was edited (ours is /src/deploy/systemd/flanneld.env)",
-        "flanneld: to start it: edit /etc/flanneld/flanneld.env, then systemctl enable --now flanneld",
+        "flanneld: to start it: edit /etc/flanneld/flanneld.env, then /src/deploy/systemd/install.sh --start",
     ]
     assert host.sh(FINGERPRINT) == before
     host.sh("sed -i /FLANNELD_V=/d /etc/flanneld/flanneld.env")
@@ -391,6 +391,7 @@ async def test_upgrade_takes_effect_at_restart_and_can_be_taken_back(host: Syste
     after = host.run("readlink", "/opt/flanneld/bin").strip()
     assert after != before
     assert f"before: /opt/flanneld/{before.removesuffix('/bin')}" in said
+    assert said.endswith("flanneld: the version before runs until systemctl restart flanneld\n")
     assert host.pid == pid
     host.run("systemctl", "restart", "flanneld")
     assert after in host.sh(f"tr '\\0' ' ' </proc/{host.pid}/cmdline; readlink -f /opt/flanneld/bin")

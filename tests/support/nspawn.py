@@ -13,14 +13,16 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.support import debian
+from tests.support.netns import Netns
 
 BOOT_S, HALT_S, COMMAND_S = 60.0, 30.0, 60.0
 CAPABILITIES = "CAP_NET_ADMIN,CAP_BPF"
-"""Beyond nspawn's own choice; what a service in it may have is the unit's business."""
+SYSTEM_CALLS = "bpf @keyring"
+"""Beyond nspawn's own choice; what a service in it may have is the unit's business. runc makes keyrings."""
 
 
 class Machine:
@@ -53,9 +55,9 @@ class Machine:
             "--boot",
         ]
         argv += ["--register=no", "--keep-unit", "--link-journal=no", "--private-network", "--console=pipe"]
-        argv += [f"--capability={CAPABILITIES}", "--system-call-filter=bpf", *self._binds]
+        argv += [f"--capability={CAPABILITIES}", f"--system-call-filter={SYSTEM_CALLS}", *self._binds]
         for group in self._groups:
-            group.mkdir(exist_ok=True)
+            _make_group(group)
         join = "".join(f"echo $$ >{group}/cgroup.procs; " for group in self._groups)
         with self._console.open("wb") as console:
             # a session of its own, so that an interrupt of the test run leaves the clean way down to us
@@ -73,12 +75,15 @@ class Machine:
             time.sleep(0.05)
         return time.monotonic() - began
 
-    def halt(self) -> None:
-        """Shut down as a power button does; by force if it takes too long."""
+    def halt(self, cleanly: bool = True) -> None:
+        """Shut down as a power button does; by force if it takes too long, or when ``cleanly`` does not matter."""
         if self._process is None:
             return
         self._process.terminate()
         try:
+            while not cleanly and self._process.poll() is None:  # for nspawn the second signal means at once
+                time.sleep(0.05)
+                self._process.terminate()
             self._process.wait(HALT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
@@ -111,6 +116,26 @@ class Machine:
         """Run a shell script in the booted machine; returns what it wrote."""
         return self.run("sh", "-euc", script, check=check)
 
+    def plug(self, segment: Netns, bridge: str, name: str) -> None:
+        """Give the booted machine a network card, ``eth0``, on a bridge; it goes with the machine.
+
+        Args:
+            segment: namespace that the bridge is in.
+            bridge: its name.
+            name: of the bridge's end of the cable.
+        """
+        end = ["ip", "link", "add", name, "master", bridge, "up", "type", "veth"]
+        segment.run(*end, "peer", "name", "eth0", "netns", str(self._leader()))
+
+    def delegate(self) -> None:
+        """Let the booted machine run containers: with cgroup v1 nspawn shows it its controllers read-only."""
+        if Path("/sys/fs/cgroup/cgroup.procs").exists():
+            return
+        ours = {group.parts[4] for group in self._groups}
+        for name in self.run("ls", "/sys/fs/cgroup").split():
+            mount = f"/sys/fs/cgroup/{name}"
+            self.sh(f"mount -o remount,bind,rw {mount}" if name in ours else f"umount {mount}")
+
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         """Start a command in the booted machine; the caller ends it."""
         return subprocess.Popen([*self._enter(), *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -140,19 +165,26 @@ class Machine:
 
 
 def _control_groups() -> list[Path]:
-    """Where systemd keeps its control groups: this process's own place there.
+    """This process's own place in each hierarchy of control groups.
 
-    nspawn makes its groups below the one it runs in, always by the same names, so two at once need two groups.
+    nspawn makes its groups below the one it runs in, always by the same names, so two at once need two groups. A
+    controller of cgroup v1 in which somebody has put this process into a group is left alone.
     """
     root, found = Path("/sys/fs/cgroup"), []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _number, kind, path = line.split(":", 2)
-        mount = {"": root / "unified" if (root / "unified").exists() else root, "name=systemd": root / "systemd"}.get(
-            kind
-        )
-        if mount and mount.is_dir():
+        unified = root / "unified" if (root / "unified").exists() else root
+        mount = root / kind.removeprefix("name=") if kind else unified
+        if mount.is_dir() and (path == "/" or kind in ("", "name=systemd")):
             found.append(mount / path.lstrip("/"))
     return found
+
+
+def _make_group(group: Path) -> None:
+    group.mkdir(exist_ok=True)
+    for name in ("cpuset.cpus", "cpuset.mems"):  # in cgroup v1 a new one has none, and takes no process
+        if group.parts[4] == "cpuset":
+            (group / name).write_text((group.parent / name).read_text())
 
 
 def _remove_group(group: Path) -> None:
@@ -170,6 +202,39 @@ def _remove_group(group: Path) -> None:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def machines(
+    folder: Path, names: Iterable[str], packages: Sequence[str], binds: Mapping[Path, str]
+) -> Iterator[dict[str, Machine]]:
+    """Several such, not booted yet, which share what none of them changes, since unpacking takes half a minute."""
+    lower = debian.unpack(folder / "lower", packages)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, lower)
+        made = {}
+        for name in names:
+            made[name] = Machine(stack.enter_context(_overlay(lower, folder / name)), binds)
+            stack.callback(made[name].halt, cleanly=False)
+        yield made
+
+
+@contextlib.contextmanager
+def _overlay(lower: Path, folder: Path) -> Iterator[Path]:
+    """A directory that shows another one, and keeps changes to itself."""
+    paths = {name: folder / name for name in ("upper", "work", "root")}
+    for path in paths.values():
+        path.mkdir(parents=True)
+    options = f"lowerdir={lower},upperdir={paths['upper']},workdir={paths['work']}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, paths["root"]], check=True)
+    try:
+        # an overlay cannot be a layer of another one
+        with (paths["root"] / "etc/fstab").open("a") as fstab:
+            fstab.writelines(f"tmpfs /var/lib/{name} tmpfs defaults 0 0\n" for name in ("docker", "containerd"))
+        yield paths["root"]
+    finally:
+        subprocess.run(["umount", paths["root"]], check=True)
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
