@@ -86,7 +86,7 @@ def takes_unfinished_checksums(data: bytes) -> bool:
     """Whether a peer announced a kernel receive path, which alone understands checksums left to hardware."""
     try:
         return bool(data) and msgspec.json.decode(data, type=_Announcement).KernelRx
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return False  # whatever it is, it is no promise
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 
 from flanneld.model.addr import IP, Family, family_of, parse_ip
+from flanneld.model.plain import plain
 
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
@@ -130,7 +131,7 @@ def regex(text: str) -> str:
             warnings.simplefilter("ignore")  # FutureWarning for "[[": it does compile
             re.compile(something(text))
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"use a regular expression ({error})") from None
+        raise ValueError(f"use a regular expression ({plain(str(error)[:200])})") from None
     return text
 
 

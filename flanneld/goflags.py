@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from typing import NamedTuple
 
 from flanneld.errors import UsageError
+from flanneld.model.plain import plain
 
 ENV_PREFIX = "FLANNELD_"
 
@@ -177,7 +178,7 @@ def usage(head: str, flags: Iterable[Flag], defaults: object) -> str:
 def _split(word: str) -> tuple[str, str | None]:
     name, equals, text = word[2 if word.startswith("--") else 1 :].partition("=")
     if not name or name[0] == "-":
-        raise UsageError(f"{word.partition('=')[0]!r} is not a flag: write --name or --name=value")
+        raise UsageError(f"{word.partition('=')[0][:80]!r} is not a flag: write --name or --name=value")
     return name, text if equals else None
 
 
@@ -188,7 +189,7 @@ def _find(name: str, table: Mapping[str, Flag]) -> Flag:
     remedy = f"did you mean {table[near].label}?" if near else "--help lists all flags"
     # What follows "=" was cut off already: --etcd-pasword=… must not print the password, nor --etcd-password:… here.
     glued = next((flag.label + "…" for flag in table.values() if flag.secret and name.startswith(flag.name)), "")
-    raise UsageError(f"there is no flag {glued or '--' + name[:80]}: {remedy}")
+    raise UsageError(f"there is no flag {glued or plain('--' + name[:80])}: {remedy}")
 
 
 def _value(flag: Flag, text: str | None, rest: Iterator[str]) -> object:

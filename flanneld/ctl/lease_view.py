@@ -188,7 +188,7 @@ def _age(view: View) -> str:
 def _loads(data: bytes) -> object:
     try:
         return msgspec.json.decode(data) if data else None
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return data.decode(errors="replace")
 
 

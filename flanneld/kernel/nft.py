@@ -224,7 +224,7 @@ async def _list(name: Name) -> object:
 def _parse(text: str) -> list[dict[str, Any]]:
     try:
         items: list[dict[str, Any]] = json.loads(text)["nftables"]
-    except ValueError as exc:
+    except (ValueError, LookupError, TypeError, RecursionError) as exc:
         raise KernelError("list nftables rules", 0, "nft was built without JSON; install Debian's nftables") from exc
     return items
 

@@ -121,6 +121,7 @@ def decode_attrs(value: bytes) -> LeaseAttrs:
     """
     check_size(value, "value")
     try:
+        value.decode()  # what stays raw nobody has looked at
         try:
             wire = _decode_wire(value)
         except msgspec.ValidationError:

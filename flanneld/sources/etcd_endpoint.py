@@ -16,7 +16,7 @@ from flanneld.model.addr import parse_ip
 
 log = logging.getLogger(__name__)
 
-_FORM = re.compile(r"(?P<scheme>[a-z]+)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]+))?/?", re.IGNORECASE)
+_FORM = re.compile(r"(?P<scheme>[a-z]+)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?/?", re.IGNORECASE)
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _EXAMPLE = "write it like http://127.0.0.1:2379 or https://[fd00::1]:2379"
 
@@ -51,18 +51,18 @@ def _parse_endpoint(entry: str) -> Endpoint:
         raise _wrong(entry, "has no http:// or https:// in front" if "://" not in entry else "is not a URL")
     scheme, host = match["scheme"].lower(), match["host"]
     if scheme not in ("http", "https"):
-        raise _wrong(entry, f"has the scheme {scheme}://, which is neither http:// nor https://")
+        raise _wrong(entry, f"has the scheme {scheme[:20]}://, which is neither http:// nor https://")
     if not match["port"]:
         raise _wrong(entry, "has no port")
     if not 0 < int(match["port"]) < 65536:
         raise _wrong(entry, "has a port outside 1-65535")
     if not _is_host(host):
-        raise _wrong(entry, f"has the impossible host {host!r}")
+        raise _wrong(entry, f"has the impossible host {host[:80]!r}")
     return Endpoint(scheme, host.strip("[]"), int(match["port"]))
 
 
 def _wrong(entry: str, what: str) -> ConfigError:
-    return ConfigError(f"--etcd-endpoints: {entry!r} {what}: {_EXAMPLE}")
+    return ConfigError(f"--etcd-endpoints: {entry[:200]!r} {what}: {_EXAMPLE}")
 
 
 def _is_host(host: str) -> bool:

@@ -20,7 +20,7 @@ IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its account. Source: kubernetes.io "Accessing the Kubernetes API from a Pod"."""
 
 _URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]+))?(?P<path>/[^?#]*)?", re.IGNORECASE
+    r"(?P<scheme>https?)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#]*)?", re.IGNORECASE
 )
 
 
@@ -56,7 +56,7 @@ class Server(NamedTuple):
         match = _URL.fullmatch(text.strip())
         port = int(match["port"] or 0) if match else 0
         if match is None or port > 65535 or (match["port"] and port == 0) or not _is_host(match["host"]):
-            shown = "a URL with a user name" if "@" in text else repr(text)  # a password is not repeated
+            shown = "a URL with a user name" if "@" in text else repr(text[:200])  # a password is not repeated
             raise ConfigError(f"{where} is {shown}, which is no API server: write it like https://10.0.0.1:6443")
         tls = match["scheme"].lower() == "https"
         host, path = match["host"].strip("[]"), (match["path"] or "").rstrip("/")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import h11
 
 from flanneld.errors import Unavailable
+from flanneld.model.plain import plain
 from flanneld.sources.kube_access import Access
 
 _READ_BYTES = 1 << 17
@@ -174,4 +175,5 @@ class Wire:
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "TLS failed").replace("_", " ").lower()
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return plain(text[:200])  # h11 quotes what the server sent
