@@ -58,8 +58,8 @@ class Annotations(NamedTuple):
             whole += "-"
         if whole.count("/") > 1 or not _PREFIX.search(whole):
             raise ConfigError(
-                f"--kube-annotation-prefix is {prefix[:100]!r}: write a lower-case domain with a dot, and a name after a "
-                "slash if you like, such as flannel.example.com or flannel.example.com/second"
+                f"--kube-annotation-prefix is {prefix[:100]!r}: write a lower-case domain with a dot, and a name after "
+                "a slash if you like, such as flannel.example.com or flannel.example.com/second"
             )
         return Annotations(
             *(

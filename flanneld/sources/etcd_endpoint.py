@@ -16,7 +16,9 @@ from flanneld.model.addr import parse_ip
 
 log = logging.getLogger(__name__)
 
-_FORM = re.compile(r"(?P<scheme>[a-z]+)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?/?", re.IGNORECASE)
+_FORM = re.compile(
+    r"(?P<scheme>[a-z]+)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?/?", re.IGNORECASE
+)
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _EXAMPLE = "write it like http://127.0.0.1:2379 or https://[fd00::1]:2379"
 

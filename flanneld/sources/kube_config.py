@@ -20,7 +20,8 @@ IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its account. Source: kubernetes.io "Accessing the Kubernetes API from a Pod"."""
 
 _URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#]*)?", re.IGNORECASE
+    r"(?P<scheme>https?)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#]*)?",
+    re.IGNORECASE,
 )
 
 
