@@ -263,7 +263,7 @@ class EtcdClient:
             start_revision: first revision of interest, at least 1: that of the list plus one.
 
         Raises:
-            Compacted: the history from where we are has been thrown away; nothing else.
+            Compacted: the history from where we are has been thrown away, or the store is behind it; nothing else.
         """
         if start_revision < 1:
             raise ValueError(f"a watch cannot start at revision {start_revision}")
@@ -309,6 +309,9 @@ class EtcdClient:
             async for reply in replies:
                 if reply.canceled:
                     self._raise_canceled(wire, reply, create.key, metadata)
+                if reply.created and reply.header.revision < revision:
+                    # a store that lost its data, or an old backup: it would be silent until it gets that far
+                    raise Compacted(f"etcd is at revision {reply.header.revision}, we have seen {revision}: list again")
                 if reply.events:
                     longest = VALUE_BYTES if create.range_end else None
                     events = [Event(_kv(event.kv, longest), event.type == pb.Event.DELETE) for event in reply.events]

@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
 
 class Compacted(Unavailable):
-    """The history asked for has been compacted away: list again and watch from there."""
+    """The history asked for has been compacted away, or the store never had it: list again and watch from there."""
 
 
 class LeaseGone(Unavailable):

@@ -314,6 +314,20 @@ async def test_a_rebuilt_etcd_gets_all_leases_back_and_no_peer_is_forgotten_mean
         await b.stop()
 
 
+async def test_a_store_that_begins_again_is_noticed_by_its_revision_and_not_by_the_clock(
+    root: str, host: MakeHost, switch: Switch, client: EtcdClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(60):
+        await client.put(root.encode(), b"x")
+    a = host(check_s=3600.0)
+    await a.run(CONF)
+    await until(lambda: len(a.table) == 1)
+    with Cluster() as rebuilt:
+        switch.point_to(rebuilt.members[0].address, 2379)
+        await until(lambda: "had vanished" in caplog.text and "keeping peers" in caplog.text, timeout_s=15)
+        await a.stop()
+
+
 async def test_peers_that_never_come_back_to_a_rebuilt_etcd_are_dropped_after_the_grace(
     root: str, host: MakeHost, switch: Switch, client: EtcdClient
 ) -> None:
