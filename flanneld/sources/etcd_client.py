@@ -385,7 +385,8 @@ class EtcdClient:
                 self._rotate(wire)
             if len(failures) == len(self._wires) and tries_left > 1:
                 await asyncio.sleep(next(pauses))
-        raise Unavailable("etcd at " + "; ".join(f"{endpoint}: {reason}" for endpoint, reason in failures.items()))
+        said = (f"{w.endpoint}: {failures[w.endpoint]}" for w in self._wires if w.endpoint in failures)
+        raise Unavailable("etcd at " + "; ".join(said))
 
     def _rotate(self, failed: Wire) -> None:
         if self._wires[self._at] is failed:  # else another call has moved on already

@@ -11,7 +11,7 @@ import re
 import ssl
 from typing import NamedTuple
 
-from flanneld.errors import ConfigError
+from flanneld.errors import ConfigError, UsageError
 from flanneld.model.addr import parse_ip
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,14 @@ def parse_endpoints(text: str) -> tuple[Endpoint, ...]:
     """Parse the comma list of ``--etcd-endpoints``; an endpoint named twice counts once.
 
     Raises:
-        ConfigError: the sentence names the bad entry and shows the right form; a password in it is not repeated.
+        UsageError: the sentence names the bad entry and shows the right form; a password in it is not repeated.
     """
     return tuple(dict.fromkeys(_parse_endpoint(entry) for entry in text.split(",")))
 
 
 def _parse_endpoint(entry: str) -> Endpoint:
     if "@" in entry:
-        raise ConfigError("--etcd-endpoints holds a user name: give it by --etcd-username and --etcd-password")
+        raise UsageError("--etcd-endpoints holds a user name: give it by --etcd-username and --etcd-password")
     match = _FORM.fullmatch(entry)
     if match is None:
         raise _wrong(entry, "has no http:// or https:// in front" if "://" not in entry else "is not a URL")
@@ -63,8 +63,8 @@ def _parse_endpoint(entry: str) -> Endpoint:
     return Endpoint(scheme, host.strip("[]"), int(match["port"]))
 
 
-def _wrong(entry: str, what: str) -> ConfigError:
-    return ConfigError(f"--etcd-endpoints: {entry[:200]!r} {what}: {_EXAMPLE}")
+def _wrong(entry: str, what: str) -> UsageError:
+    return UsageError(f"--etcd-endpoints: {entry[:200]!r} {what}: {_EXAMPLE}")
 
 
 def _is_host(host: str) -> bool:
@@ -91,11 +91,11 @@ class TLS:
         """Note the files; nothing is read before ``context`` is asked for.
 
         Raises:
-            ConfigError: a certificate without its key or the reverse.
+            UsageError: a certificate without its key or the reverse.
         """
         if bool(files.cert) != bool(files.key):
             given, missing = ("--etcd-certfile", "--etcd-keyfile")[:: 1 if files.cert else -1]
-            raise ConfigError(f"{given} is given without {missing}: a client certificate needs both files")
+            raise UsageError(f"{given} is given without {missing}: a client certificate needs both files")
         self.files = files
         self._context: ssl.SSLContext | None = None
         self._stamps: list[object] = []

@@ -166,6 +166,18 @@ async def test_nobody_there_and_no_such_name_are_said_in_words() -> None:
     await client.close()
 
 
+async def test_the_same_trouble_is_said_in_the_same_words_whichever_server_was_asked_first() -> None:
+    # otherwise each try would be a new line in the log
+    client = EtcdClient(parse_endpoints("http://127.0.0.1:1,http://127.0.0.1:2"))
+    said = set()
+    for _ in range(3):
+        with pytest.raises(Unavailable) as caught:
+            await client.get(b"a")
+        said.add(str(caught.value))
+    assert said == {"etcd at http://127.0.0.1:1: connection refused; http://127.0.0.1:2: connection refused"}
+    await client.close()
+
+
 async def test_a_server_that_is_no_etcd_is_said_in_words() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")

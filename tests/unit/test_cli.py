@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,20 @@ def test_wrong_variable_is_one_sentence_and_status_2() -> None:
     done = flanneld(FLANNELD_HEALTHZ_PORT="http")
     assert done.returncode == 2
     assert done.stderr == "flanneld: FLANNELD_HEALTHZ_PORT is 'http': use a port from 1 to 65535, or 0 for no server\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the daemon looks at its rights first, and these are root's")
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--etcd-endpoints", "192.0.2.1:2379"), ("--etcd-certfile", "/etc/x.pem")],  # no scheme; no key beside it
+)
+def test_flag_that_etcds_client_cannot_use_is_status_2_too(tmp_path: Path, flag: str, value: str) -> None:
+    done = flanneld(
+        f"{flag}={value}", f"--subnet-file={tmp_path}/env", f"--state-dir={tmp_path}"
+    )  # systemd does not start it again for that (RestartPreventExitStatus)
+    assert done.returncode == 2
+    assert flag in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_undecodable_argument_is_refused_like_any_other() -> None:
