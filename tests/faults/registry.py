@@ -1,0 +1,338 @@
+"""The faults by name: what somebody or something does to a host, and what an operator does about his part of it.
+
+A fault is a script on host 1, with words in braces from ``Bed.words``. What the fault takes from others as well (the
+default route, others' firewall rules) the operator puts back himself; time counts from there, as only then the
+surroundings are whole. Everything must then be as before without anybody's doing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from flanneld.lab.spec import CONFIG_KEY, SUBNETS_KEY
+from tests.faults.cases import ALL, CASES, UDPS, VXLANS
+
+if TYPE_CHECKING:
+    from tests.faults.bed import Bed
+
+Act = Callable[["Bed"], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        name: what happens, in the words of an operator.
+        failures: of the collection, which it stands for.
+        cases: the clusters where it can happen.
+        harm: script of the fault.
+        whole: script of the operator, who puts right what is his.
+        undo: script that takes the fault back, where it leaves a state that is right but another one.
+        before, after: done by the test before the harm and when it is repaired, such as taking etcd away.
+        in_table: a row of the damage table.
+        egress: traffic is that of new connections to the outside.
+        is_told: by an entry in the audit.
+        quiet: clusters where it is not: what the fault takes is put back as a matter of course.
+        go: what Go flanneld does about it, by type of backend; absent = not known to us.
+        lost_at_most: packets of one stream, where the kernel forwards; None where no bound is promised.
+        outage_at_most_ms: beyond this the fault is not survived but suffered; figures stand in the table.
+    """
+
+    name: str
+    failures: tuple[str, ...]
+    cases: tuple[str, ...] = ALL
+    harm: str = ""
+    whole: str = ""
+    undo: str = ""
+    before: Act | None = None
+    act: Act | None = None
+    after: Act | None = None
+    in_table: bool = False
+    egress: bool = False
+    is_told: bool = True
+    quiet: tuple[str, ...] = ()
+    go: Mapping[str, str] = field(default_factory=dict)
+    lost_at_most: int | None = None
+    outage_at_most_ms: float = 2000.0
+
+
+DEVICES = (*VXLANS[:3], *UDPS)
+NEVER = "never repaired"
+GO = {
+    "device down, then up": {"vxlan": NEVER},
+    "MAC of the device changed": {"vxlan": NEVER},
+    "addresses flushed from the device": {"vxlan": NEVER},
+    "underlay down, then up": {"vxlan": "nothing to do", "host-gw": "up to 10 s"},
+    "underlay deleted and made anew": {"vxlan": NEVER},
+    "underlay address replaced": {"vxlan": NEVER, "host-gw": NEVER, "udp": NEVER},
+    "neighbours flushed": {"vxlan": "nothing to do", "host-gw": "nothing to do"},
+    "permanent neighbours flushed": {"vxlan": NEVER},
+    "FDB flushed": {"vxlan": NEVER},
+    "main table flushed": {"vxlan": NEVER, "host-gw": "6.5 s"},
+    "underlay MTU lowered": {"vxlan": NEVER, "host-gw": NEVER, "udp": NEVER},
+    "device deleted": {"vxlan": "peers never put back"},
+    "device deleted while etcd is away": {"vxlan": NEVER},
+    "route deleted": {"vxlan": NEVER, "host-gw": "6.5 s"},
+    "route, neighbour and FDB entry bent": {"vxlan": NEVER},
+    "entries of hosts that never were": {"vxlan": NEVER},
+    "tables broken while the daemon is dead": {"vxlan": "stale entries stay"},
+    "firewall flushed": {"vxlan": "1–5 s", "host-gw": "1–5 s", "udp": "1–5 s"},
+    "nft ruleset flushed": {"vxlan nftables": NEVER, "vxlan": "1–5 s", "host-gw": "1–5 s"},
+    "subnet.env deleted": {"vxlan": NEVER, "host-gw": NEVER, "udp": NEVER},
+    "subnet.env cut short": {"vxlan": NEVER},
+    "own lease deleted from etcd": {"vxlan": "the daemon ends"},
+    "etcd loses everything": {"vxlan": "leases never come back"},
+}
+"""What Go flanneld (v0.28's code) does: measured, or read in its source or documentation where it does nothing."""
+AHEAD = ("vxlan", "vxlan IPv6")
+ANEW = """\
+ip link add eth0 address {port} netns {netns} type veth peer name h1 netns {switch}
+ip -n {switch} link set h1 master br0 up
+ip link set eth0 up
+{plug_in}"""
+
+
+def _stop_etcd(bed: Bed) -> None:
+    bed.lab.etcd.stop_member(1)
+
+
+def _start_etcd(bed: Bed) -> None:
+    bed.lab.etcd.start()
+
+
+def _restart(bed: Bed) -> None:
+    bed.host.daemon.kill()
+    bed.host.daemon.start(env=bed.env())
+    bed.host.daemon.wait_ready()
+
+
+def _kill(bed: Bed) -> None:
+    bed.host.daemon.kill()
+
+
+def _start(bed: Bed) -> None:
+    bed.host.daemon.start(env=bed.env())
+    bed.host.daemon.wait_ready()
+
+
+def _lose_etcd(bed: Bed) -> None:
+    """Its disk is gone; the operator writes the configuration again, as after every new installation."""
+    bed.lab.etcd.stop_member(1)
+    shutil.rmtree(bed.lab.directory / "etcd1")
+    bed.lab.etcd.start()
+    bed.lab.etcd.put(CONFIG_KEY, bed.lab.spec.network_config())
+
+
+def _delete_lease(bed: Bed) -> None:
+    assert bed.lab.etcd.delete(bed.lease_key(bed.host))
+
+
+def _move_peer(bed: Bed) -> None:
+    """A host that is not there gets a lease, another address and MAC, and goes."""
+    key = f"{SUBNETS_KEY}10.244.250.0-24"
+    for number in (1, 2):
+        data = {"VNI": 1, "VtepMAC": f"02:00:00:00:0f:0{number}"}
+        lease = {"PublicIP": f"198.18.0.9{number}", "BackendType": "vxlan", "BackendData": data}
+        bed.lab.etcd.put(key, json.dumps(lease))
+        complaints = bed.await_tables()
+        assert not complaints, complaints
+    bed.lab.etcd.delete(key)
+
+
+def _flap(bed: Bed) -> None:
+    for device in ("eth0", bed.case.device or "eth0"):
+        bed.run(
+            f"for i in $(seq 20); do ip link set {device} down; ip link set {device} up; done; {bed.words['plug_in']}"
+        )
+
+
+def _empty_maps(bed: Bed) -> None:
+    """Nothing announces it, so the daemon looks once a minute, and when asked to read everything again."""
+    bed.empty_maps()
+    bed.host.daemon.signal(signal.SIGHUP)
+
+
+TABLE = [
+    Fault(
+        "device down, then up",
+        ("F30",),
+        DEVICES,
+        "ip link set {dev} down; ip link set {dev} up",
+    ),
+    Fault("MAC of the device changed", ("F30", "F04"), VXLANS[:3], "ip link set {dev} address 02:00:00:00:00:99"),
+    Fault("addresses flushed from the device", ("F30",), DEVICES, "ip addr flush dev {dev}"),
+    Fault(
+        "underlay down, then up",
+        ("F30", "F15"),
+        harm="ip link set eth0 down",
+        whole="ip link set eth0 up; {plug_in}",
+        is_told=False,
+    ),
+    Fault(
+        "underlay deleted and made anew",
+        ("F30",),
+        harm="ip link del eth0",
+        whole=ANEW,
+        is_told=False,
+    ),
+    Fault(
+        "underlay address replaced",
+        ("F30", "F33"),
+        harm="ip addr del {address} dev eth0",
+        whole="ip addr add {other} dev eth0; {ip} route replace default via {router} proto static",
+        undo="ip addr del {other} dev eth0; {plug_in}",
+        is_told=False,
+    ),
+    Fault("neighbours flushed", ("F30",), (*VXLANS[:3], "host-gw"), "{ip} neigh flush dev {dev}", is_told=False),
+    Fault(
+        "permanent neighbours flushed",
+        ("F30",),
+        VXLANS[:3],
+        "{ip} neigh flush dev {dev} nud permanent",
+    ),
+    Fault("FDB flushed", ("F30",), VXLANS[:3], "bridge fdb flush dev {dev}"),
+    Fault(
+        "main table flushed",
+        ("F30", "F15"),
+        harm="{ip} route flush table main; {routes}",
+        quiet=("host-gw",),
+    ),
+    Fault(
+        "underlay MTU lowered",
+        ("F30", "F02"),
+        harm="ip link set eth0 mtu 1400",
+        undo="ip link set eth0 mtu 1500",
+        is_told=False,
+        lost_at_most=0,
+    ),
+]
+TABLE = [replace(row, in_table=True, outage_at_most_ms=1000.0) for row in TABLE]
+
+FIREWALLS = ("vxlan", "vxlan nftables", "vxlan legacy", "host-gw", "udp")
+OTHERS = [
+    Fault("device deleted", ("F30",), DEVICES, "ip link del {dev}"),
+    Fault("device renamed", ("F30",), AHEAD, "ip link set {dev} down; ip link set {dev} name gone0"),
+    Fault(
+        "device taken and set up by a host tool",
+        ("F31",),
+        (*VXLANS[:3], *UDPS),
+        "ip addr add {foreign} dev {dev}; {ip} route add default dev {dev} metric 5",
+    ),
+    Fault(
+        "MTU and alias of the device changed",
+        ("F31",),
+        DEVICES,
+        "ip link set {dev} mtu 1300; ip link set {dev} alias mine",
+    ),
+    Fault("route deleted", ("F15",), (*AHEAD, "host-gw"), "{ip} route del {subnet}"),
+    Fault("covering route deleted", ("F31",), DEVICES, "{ip} route del {network} dev {dev}"),
+    Fault(
+        "route, neighbour and FDB entry bent",
+        ("F05", "F31"),
+        AHEAD,
+        "bridge fdb replace {mac} dst {nowhere} dev {dev} self permanent; "
+        "{ip} neigh replace {base} lladdr 02:00:00:00:66:66 nud permanent dev {dev}; "
+        "{ip} route replace {subnet} dev {dev}",
+    ),
+    Fault(
+        "own subnet routed to another host",
+        ("F14",),
+        ("vxlan",),
+        "ip route prepend {own_subnet} via {base} dev {dev} onlink",
+    ),
+    Fault("route bent", ("F15",), ("host-gw",), "ip route replace {subnet} via {router} proto 86"),
+    Fault(
+        "entries of hosts that never were",
+        ("F13", "F14"),
+        AHEAD,
+        "{ip} route add {stray} via {base} dev {dev} onlink; "
+        "bridge fdb append 02:00:00:00:77:77 dst {nowhere} dev {dev} self permanent",
+    ),
+    Fault(
+        "firewall flushed",
+        ("F07",),
+        ("vxlan", "vxlan legacy", "host-gw", "udp"),
+        "iptables -w -t nat -F; iptables -w -F",
+        after=lambda bed: bed.replant_firewall(),
+        egress=True,
+        outage_at_most_ms=8000,
+    ),
+    Fault(
+        "nft ruleset flushed",
+        ("F07",),
+        ("vxlan", "vxlan nftables", "host-gw"),
+        "nft flush ruleset",
+        after=lambda bed: bed.replant_firewall(),
+        egress=True,
+    ),
+    Fault("subnet.env deleted", ("F35",), ("vxlan", "host-gw", "udp"), "rm {file}", lost_at_most=0),
+    Fault("subnet.env cut short", ("F35",), ("vxlan",), "truncate -s 20 {file}", lost_at_most=0),
+    Fault(
+        "settings of the device changed",
+        ("F31",),
+        VXLANS[:3],
+        "cd /proc/sys/net/ipv{v}/neigh/{dev}; echo 0 > app_solicit; echo 3 > mcast_solicit",
+    ),
+    Fault(
+        "filters deleted",
+        ("F30",),
+        ("udp",),
+        "tc filter del dev flannel0 egress; tc filter del dev eth0 ingress pref 8285",
+    ),
+    Fault("qdisc deleted", ("F30",), ("udp",), "tc qdisc del dev eth0 clsact", whole="{plug_in}"),
+    Fault("pair of devices deleted", ("F30",), ("udp",), "ip link del flannel0c0"),
+    Fault("maps of the programs emptied", ("F30",), ("udp",), act=_empty_maps, lost_at_most=0),
+    Fault(
+        "device deleted while etcd is away",
+        ("F30", "F17"),
+        DEVICES,
+        "ip link del {dev}",
+        before=_stop_etcd,
+        after=_start_etcd,
+    ),
+    Fault(
+        "own lease deleted from etcd",
+        ("F18",),
+        ("vxlan", "host-gw", "udp"),
+        act=_delete_lease,
+        is_told=False,
+        outage_at_most_ms=1000.0,
+    ),
+    Fault(
+        "etcd loses everything", ("F16",), ("vxlan", "host-gw", "udp"), act=_lose_etcd, is_told=False, lost_at_most=0
+    ),
+    Fault(
+        "a peer gets another address and MAC", ("F05", "F33"), ("vxlan",), act=_move_peer, is_told=False, lost_at_most=0
+    ),
+    Fault(
+        "underlay and device flap twenty times", ("F15", "F30"), ALL, act=_flap, is_told=False, outage_at_most_ms=5000
+    ),
+    Fault("daemon killed and started", ("F45",), ALL[:-1], act=_restart, is_told=False, lost_at_most=0),
+    Fault(
+        "tables broken while the daemon is dead",
+        ("F13", "F45"),
+        (*AHEAD, "host-gw"),
+        "{ip} route flush root {network} proto 86; ip link del flannel.1 2>/dev/null || true",
+        before=_kill,
+        act=_start,
+        is_told=False,
+    ),
+]
+
+FAULTS = [replace(found, go=GO.get(found.name, {})) for found in (*TABLE, *OTHERS)]
+
+
+def fault(name: str) -> Fault:
+    """A fault by its name."""
+    return next(found for found in FAULTS if found.name == name)
+
+
+def rows() -> list[tuple[Fault, str]]:
+    """Every fault in every cluster where it can happen; the clusters one after another."""
+    return [(found, case) for case in CASES for found in FAULTS if case in found.cases]
