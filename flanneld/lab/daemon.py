@@ -28,7 +28,7 @@ def own_command() -> tuple[str, ...]:
     beside = Path(sys.executable).with_name("flanneld")
     found = str(beside) if beside.exists() else shutil.which("flanneld")
     if not found:
-        raise ConfigError("no flanneld command found: pip install flanneld, or name one with --daemon")
+        raise ConfigError("no flanneld command found: install it where flannelctl is, or name one with --daemon")
     return (found,)
 
 

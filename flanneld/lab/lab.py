@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from flanneld.lab.daemon import Daemon
 from flanneld.lab.etcd import Etcd
 from flanneld.lab.kube import Kube
 from flanneld.lab.node import Host, Node
-from flanneld.lab.spec import LabSpec
+from flanneld.lab.spec import EXTRA, LabSpec
 
 LABS_DIR = Path("/run/flannel-lab")
 """On tmpfs: state of the running machine, gone with a reboot, as the namespaces are."""
@@ -104,7 +105,7 @@ class Lab:
         Raises:
             FlannelError: why it cannot be built, in one sentence.
         """
-        _check_machine(self.spec)
+        check_machine(self.spec)
         self._claim()
         try:
             spec = self.spec
@@ -219,12 +220,19 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _check_machine(spec: LabSpec) -> None:
+def check_machine(spec: LabSpec) -> None:
+    """Look for what a lab needs.
+
+    Raises:
+        ConfigError: something is missing; the sentence says how to get it.
+    """
     if os.geteuid() != 0:
         raise ConfigError("the lab builds network namespaces and so must run as root")
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         raise ConfigError(f"the lab needs {' and '.join(missing)}: apt-get install iproute2 iputils-ping")
+    if not importlib.util.find_spec("pyroute2"):
+        raise ConfigError(f"the lab needs pyroute2: {EXTRA}")
     if spec.cni:
         cni.check_plugins()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flanneld.errors import ConfigError, KernelError
+from flanneld.lab.spec import EXTRA
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ def links(name: str, build: Callable[[Any], T]) -> T:
     try:
         from pyroute2.minimal import IPRoute, NetlinkError
     except ImportError as error:
-        raise ConfigError("the lab needs pyroute2: pip install 'flanneld[lab]'") from error
+        raise ConfigError(f"the lab needs pyroute2: {EXTRA}") from error
 
     def opened() -> T:
         with IPRoute() as ip:

@@ -18,6 +18,8 @@ from flanneld.model.addr import Family, format_ip, parse_ip
 IPv6Mode = Literal["off", "on", "only"]
 StoreKind = Literal["etcd", "kube"]
 
+EXTRA = "install flanneld with its extra, by pip install '.[lab]' in a clone of it"
+"""What to do where a part of the extra is missing."""
 POD_NETWORK = "10.244.0.0/16"
 POD_NETWORK6 = "fd00:244::/48"
 OUTSIDE = {Family.V4: "203.0.113.10", Family.V6: "2001:db8:cb::10"}

@@ -219,6 +219,15 @@ def test_a_daemon_that_ends_is_reported_with_the_end_of_its_log(make_lab: MakeLa
     assert lab.spec.name not in names()
 
 
+@pytest.mark.parametrize("action", ["up", "demo"])
+def test_without_the_extra_the_command_says_so_in_one_sentence(action: str) -> None:
+    without = "import sys; sys.modules['pyroute2'] = None; from flanneld.ctl.main import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", without, "lab", action], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("flannelctl: the lab needs pyroute2: install flanneld with its extra")
+    assert done.stderr.count("\n") == 1
+
+
 def test_two_labs_stand_side_by_side_but_not_under_one_name(make_lab: MakeLab) -> None:
     first, second = make_lab(1), make_lab(1)
     first.up(daemons=False)

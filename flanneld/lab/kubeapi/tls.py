@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from flanneld.errors import ConfigError
+from flanneld.lab.spec import EXTRA
 
 if TYPE_CHECKING:
     import trustme
@@ -41,7 +42,7 @@ class Authority:
         try:
             import trustme
         except ImportError as error:
-            raise ConfigError("TLS of the lab needs trustme: pip install 'flanneld[lab]'") from error
+            raise ConfigError(f"TLS of the lab needs trustme: {EXTRA}") from error
         self._authority: trustme.CA = trustme.CA(organization_name="flannel lab")
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
