@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flanneld: {error}", file=sys.stderr)
         return 2
     log.setup(options.log_format, options.v, options.vmodule)
+    if "etcd_password" in given.values:
+        _log.warning("--etcd-password is shown to every user of this host by ps: give it in FLANNELD_ETCD_PASSWORD")
     return _start(options, os.environ)
 
 

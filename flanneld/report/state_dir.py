@@ -97,7 +97,9 @@ class StateDir:
         try:
             make_directory(self.path)
             # CLOEXEC, which Python sets: a firewall tool that outlives us must not keep the lock
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, 0o600)  # whoever may open it, if only to read, may lock it and keep us out
         except OSError as exc:
             self._unwritable(exc.strerror)
             return
