@@ -264,6 +264,32 @@ def test_each_bad_lease_costs_one_line_and_nobody_a_packet(make_lab: MakeLab) ->
         assert "\nE0101" not in host.daemon.log()
 
 
+@pytest.mark.parametrize("backend", ["host-gw", pytest.param("udp", marks=pytest.mark.needs("udp_kernel"))])
+def test_bad_leases_of_other_backends_cost_one_line_and_nobody_a_packet(make_lab: MakeLab, backend: str) -> None:
+    lab = make_lab(3, config=CONFIG, backend={"Type": backend})
+    lab.up()
+    first, subnets = lab.host(1), [host.subnet_env()["FLANNEL_SUBNET"].rpartition(".")[0] for host in lab.hosts]
+    addresses = [host.address() for host in lab.hosts]
+    site = Site(subnets[0], subnets[1], "10.244.200", addresses[0], addresses[1], "", "")
+    published = {} if backend == "udp" else {"BackendType": backend}  # contract 3.17
+    bad = {name: lease for kind in (overlapping, elsewhere, misaddressed) for name, lease in kind(site).items()}
+    routes = first.ip("route")
+    streams = [Stream(lab), Stream(lab, source=2, target=3)]
+    wrong: dict[str, list[str]] = {}
+    with WildEtcd(lab) as etcd:
+        for name, lease in bad.items():
+            since = len(first.daemon.log())
+            etcd.put(lease.key, json.dumps({"PublicIP": json.loads(lease.value)["PublicIP"], **published}).encode())
+            until(lambda since=since: complaints(new_lines(first, since)), f"{name} is refused")  # type: ignore[misc]
+            told = complaints(new_lines(first, since))
+            if len(told) != 1 or not re.search(lease.reason, told[0]):
+                wrong[name] = told
+        assert wrong == {}
+    assert [stream.lost() for stream in streams] == [0, 0]
+    assert first.ip("route") == routes
+    assert first.daemon.is_ready()
+
+
 def test_leases_that_are_strange_but_harmless_are_used_and_harm_nobody(make_lab: MakeLab) -> None:
     """Contract 3.18: Linux ignores a peer's VNI. Two hosts behind one address are none of our business either."""
     lab = make_lab(2, config=CONFIG)
