@@ -8,7 +8,7 @@ LEVELS := unit model scenario netns interop kube fuzz
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup root demo test test-deploy test-all deploy-root fuzz-guided bench check fmt lint types layers clean $(LEVELS)
+.PHONY: help setup root demo test test-deploy test-all deploy-root fuzz-guided audit bench check fmt lint types layers clean $(LEVELS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z$$()A-Z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ $(LEVELS): root
 fuzz-guided: setup ## look for inputs that go wrong, guided by coverage (ARGS="lease_value --seconds 600")
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --disable-pip-version-check -q atheris
 	@$(BIN)/python -m tests.fuzz.guided $(ARGS)
+
+audit: setup ## ask PyPI for advisories about the locked packages
+	@deploy/audit.sh
 
 bench: root ## measure time, CPU, memory and throughput (ARGS="--quick"; ARGS=--help tells more)
 	@$(BIN)/python -m tests.bench $(ARGS)
