@@ -68,6 +68,11 @@ class Bed:
         self._base: dict[str, Snapshot] = {}
 
     @property
+    def is_ours(self) -> bool:
+        """Whether the daemons are ours, and not another flanneld that is held beside it."""
+        return not self.lab.spec.daemon
+
+    @property
     def host(self) -> Host:
         """The host that faults hit."""
         return self.lab.host(1)
@@ -249,12 +254,17 @@ class Bed:
         found = ask(host or self.host, "/status")
         return found[0] if found else {}
 
-    def wrong(self, full_size: bool = False) -> list[str]:
-        """What is not as it should be, cheapest first; empty when all is."""
+    def wrong(self, full_size: bool = False, leases: Mapping[str, str] | None = None) -> list[str]:
+        """What is not as it should be, cheapest first; empty when all is.
+
+        Args:
+            full_size: try full-size packets as well.
+            leases: what etcd holds, where it cannot be asked.
+        """
         for host in self.lab.hosts:
             if not host.daemon.is_ready():
                 return [f"{host.name} is not ready: {' '.join(host.daemon.ask('/readyz')[1].split())}"]
-        leases = self.lab.etcd.items(SUBNETS_KEY)
+        leases = self.lab.etcd.items(SUBNETS_KEY) if leases is None else leases
         if len(leases) < len(self.lab.hosts):
             return [f"{len(leases)} leases of {len(self.lab.hosts)} hosts"]
         found = [f"{host.name}: {entry}" for host in self.lab.hosts for entry in wrong_entries(host, self.case, leases)]
@@ -279,7 +289,12 @@ class Bed:
     def await_tables(self) -> list[str]:
         """Wait until the tables of all hosts are as the leases say; what is not at the deadline."""
         leases = self.lab.etcd.items(SUBNETS_KEY)
-        return await_none(lambda: [one for host in self.lab.hosts for one in wrong_entries(host, self.case, leases)])
+        return await_none(lambda: [one for host in self.lab.hosts for one in self._wrong_entries(host, leases)])
+
+    def _wrong_entries(self, host: Host, leases: Mapping[str, str]) -> list[str]:
+        """The covering route is ours alone: Go flanneld has none."""
+        found = wrong_entries(host, self.case, leases)
+        return [entry for entry in found if self.is_ours or " covering " not in entry]
 
     def await_right(self, timeout_s: float = DEADLINE_S, full_size: bool = False) -> list[str]:
         """Wait until nothing is wrong; what still is at the deadline."""
@@ -289,11 +304,15 @@ class Bed:
         """Take everything on every host as it stands for what it has to be."""
         self._base = {host.name: self._snapshot(host) for host in self.lab.hosts}
 
-    def changes(self) -> list[str]:
-        """What on any host is not as it was before: ours, others', left over."""
+    def changes(self, everywhere: bool = False) -> list[str]:
+        """What is not as it was before: ours, others', left over.
+
+        Args:
+            everywhere: look at all hosts; else at the one that faults hit, which is what costs less.
+        """
         return [
             f"{host.name}: {line}"
-            for host in self.lab.hosts
+            for host in (self.lab.hosts if everywhere else [self.host])
             for line in differences(self._base[host.name], self._snapshot(host))
         ]
 
@@ -320,14 +339,14 @@ class Bed:
         """How long the log of each host is."""
         return {host.name: len(host.daemon.log()) for host in self.lab.hosts}
 
-    def log_complaints(self, sizes: dict[str, int]) -> list[str]:
+    def log_complaints(self, sizes: Mapping[str, int], lines_at_most: int = LINES_AT_MOST) -> list[str]:
         """What logs must not contain since then."""
         found = []
         for host in self.lab.hosts:
             text = host.daemon.log()[sizes[host.name] :]
             if "Traceback" in text:
                 found.append(f"{host.name}: a traceback in its log: {text[text.index('Traceback') :][-300:]}")
-            if (lines := text.count("\n")) > LINES_AT_MOST:
+            if (lines := text.count("\n")) > lines_at_most:
                 found.append(f"{host.name}: {lines} lines in its log")
         return found
 

@@ -18,7 +18,7 @@ class Case(NamedTuple):
     family: Family = Family.V4
     """The family whose entries faults hit."""
     needs: tuple[str, ...] = ()
-    """Of the machine, as in ``tests/conftest.py``."""
+    """Of the machine beside ``TOOLS``, as in ``tests/conftest.py``."""
     iptables: str = ""
     """Variant behind the name ``iptables``; empty = the machine's own."""
 
@@ -33,13 +33,15 @@ class Case(NamedTuple):
         return "PageAhead" in self.spec["backend"]  # type: ignore[operator]
 
 
+TOOLS = ("netns", "etcd", "iptables", "nft")
+"""What every cluster needs."""
 VXLAN: dict[str, object] = {"Type": "vxlan"}
 CASES = {
     "vxlan": Case({"backend": VXLAN}, "flannel.1", needs=("vxlan",)),
     "vxlan on demand": Case({"backend": {**VXLAN, "PageAhead": 0}}, "flannel.1", needs=("vxlan",)),
     "vxlan IPv6": Case({"backend": VXLAN, "ipv6": "on"}, "flannel-v6.1", Family.V6, needs=("vxlan",)),
-    "vxlan nftables": Case({"backend": VXLAN, "config": {"EnableNFTables": True}}, "flannel.1", needs=("vxlan", "nft")),
-    "vxlan legacy": Case({"backend": VXLAN}, "flannel.1", needs=("vxlan", "iptables"), iptables="xtables-legacy-multi"),
+    "vxlan nftables": Case({"backend": VXLAN, "config": {"EnableNFTables": True}}, "flannel.1", needs=("vxlan",)),
+    "vxlan legacy": Case({"backend": VXLAN}, "flannel.1", needs=("vxlan",), iptables="xtables-legacy-multi"),
     "host-gw": Case({"backend": {"Type": "host-gw"}}),
     "udp": Case({"backend": {"Type": "udp", "DataPath": "kernel"}}, "flannel0", needs=("udp_kernel",)),
     "udp basic": Case({"backend": {"Type": "udp", "DataPath": "basic"}}, "flannel0"),

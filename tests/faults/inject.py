@@ -41,7 +41,7 @@ class Result(NamedTuple):
 
 
 def inject(bed: Bed, fault: Fault, rounds: int = 1) -> Result:
-    """Make a fault so many times; the cluster is as before each time, or the result says what is not."""
+    """Make a fault so many times; the cluster is as before, or the result says what is not, and it is spoilt."""
     made: list[Round] = []
     complaints: list[str] = []
     for _ in range(rounds):
@@ -56,9 +56,12 @@ def inject(bed: Bed, fault: Fault, rounds: int = 1) -> Result:
         if complaints:
             break
     complaints += await_none(bed.changes, 5.0)
-    if complaints:
-        bed.rebase()  # not to blame the next fault for this one
     return Result(fault, bed.name, tuple(made), tuple(dict.fromkeys(complaints)))
+
+
+def others_changed(bed: Bed) -> list[str]:
+    """At the end of all faults: what is not as it was on the hosts that no fault has hit."""
+    return await_none(lambda: bed.changes(everywhere=True), 5.0)
 
 
 def _once(bed: Bed, fault: Fault) -> tuple[Round, list[str]]:
@@ -74,7 +77,7 @@ def _once(bed: Bed, fault: Fault) -> tuple[Round, list[str]]:
         if whole:
             since = whole()
         complaints = []
-        if fault.is_told and bed.name not in fault.quiet:
+        if fault.is_told and bed.is_ours and bed.name not in fault.quiet:
             complaints += await_none(
                 lambda: [] if bed.has_repaired(since, told) else ["no repair was told"], DEADLINE_S
             )

@@ -103,7 +103,8 @@ def _stop_etcd(bed: Bed) -> None:
 
 
 def _start_etcd(bed: Bed) -> None:
-    bed.lab.etcd.start()
+    bed.lab.etcd.start_member(1)
+    bed.lab.etcd.wait_healthy()
 
 
 def _restart(bed: Bed) -> None:
