@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import math
 import tempfile
@@ -104,12 +105,13 @@ def backend_data(raw: bytes) -> None:
 
 
 def memory(raw: bytes) -> None:
-    """The file that remembers leases."""
-    with refused_by(ValueError):
-        found = remembered.decode(raw)
-        found.own()
-        found.operator()
-        found.leases()
+    """The file that remembers leases, as it is and with the right checksum."""
+    for content in (raw, raw + b"sha256:" + hashlib.sha256(raw).hexdigest().encode() + b"\n"):
+        with refused_by(ValueError):
+            found = remembered.decode(content)
+            for read in (found.own, found.operator, found.leases):
+                with refused_by(ValueError):
+                    read()
 
 
 # ---- Kubernetes -----------------------------------------------------------------------------------------
@@ -338,6 +340,14 @@ _VALUE = (
     b'{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan",'
     b'"BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}}'
 )
+_MEMORY = b"".join(
+    remembered.encode(
+        remembered.Header(
+            network="/x", identity="a", boot="b", saved=1.0, store="7", config="{}", own="k", expires=None, leases=0
+        ),
+        {"k": Lease(SUBNET, None, decode_attrs(_VALUE))},
+    )
+).partition(b"sha256:")[0]
 _NODE = (
     b'{"metadata":{"name":"n","resourceVersion":"7","creationTimestamp":"2026-11-21T10:12:35Z","annotations":'
     b'{"flannel.alpha.coreos.com/kube-subnet-manager":"true","flannel.alpha.coreos.com/public-ip":"192.0.2.2",'
@@ -383,7 +393,7 @@ TARGETS: dict[str, Target] = {
     "lease_key": Target(lease_key, [b"10.5.2.0-24", b"/coreos.com/network/subnets/10.5.2.0-24&fd00:5::-64"]),
     "lease_value": Target(lease_value, [_VALUE, b'{"publicip":"1.2.3.4","x":[{"y":"\\u0000"}]}']),
     "backend_data": Target(backend_data, [b'{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}', b'{"KernelRx":true}']),
-    "memory": Target(memory, [b'{"kind":"flanneld-cache","version":1}\n[]\nsha256:00\n']),
+    "memory": Target(memory, [_MEMORY, b'{"kind":"flanneld-cache","version":1}\n[]\n']),
     "node": Target(node, [_NODE, b'{"type":"ADDED","object":%s}' % _NODE, b'{"metadata":{},"items":[%s]}' % _NODE]),
     "watch": Target(watch, [b"\x07" + b'{"type":"ADDED","object":%s}\n' % _NODE]),
     "http_answer": Target(
