@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -101,8 +101,9 @@ print(open("/proc/self/status").read())
 """
 
 
-def try_out(*arguments: str) -> list[str]:
-    argv = ["unshare", "--net", "--uts", sys.executable, "-c", TRY, *arguments]
+def try_out(*arguments: str, user: Sequence[str] = ()) -> list[str]:
+    """Give up privileges in namespaces of our own, and try what is left; its report."""
+    argv = ["unshare", "--net", "--uts", *user, sys.executable, "-c", TRY, *arguments]
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
 
 
@@ -115,6 +116,20 @@ def test_what_was_given_up_is_gone_for_the_process_and_for_the_programs_it_runs(
     assert [line for line in status if line.startswith(("CapPrm", "CapEff", "CapBnd"))] == [
         f"{name}:\t{left:016x}" for name in ("CapPrm", "CapEff", "CapBnd")
     ]
+
+
+def test_a_daemon_of_an_ordinary_user_keeps_what_its_tools_need_and_no_more() -> None:
+    """As ``deploy/systemd/README.md`` has it: capabilities come and go on through the ambient set."""
+    given = "-all,+net_admin,+net_raw,+sys_time"
+    ordinary = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    outcomes, link, _mount, *status = try_out(
+        "vxlan", user=[*ordinary, f"--inh-caps={given}", f"--ambient-caps={given}"]
+    )
+    assert outcomes.split()[0] == outcomes.split()[2] == "refused"
+    assert link == "0"
+    both = 1 << Cap.NET_ADMIN | 1 << Cap.NET_RAW
+    assert f"CapPrm:\t{both:016x}" in status
+    assert f"CapAmb:\t{both:016x}" in status
 
 
 def test_a_directory_of_another_user_can_still_be_written_and_costs_one_capability(tmp_path: Path) -> None:
