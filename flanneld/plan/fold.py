@@ -187,20 +187,20 @@ class Fold:
         """Find out which claim to a subnet counts, if any; tells whether that changed."""
         before = self.remotes.pop(subnet, None)
         self.unserved.pop(subnet, None)
-        claims = [(key, self._meanings[key]) for key in sorted(self._names.get(subnet, ()))]
+        names = self._names.get(subnet, ())
         if claim := self._champion(subnet):
-            key, winner, _rank = claim
-            for other, loser in claims:
-                if isinstance(loser, Remote):
-                    self._note(other, None if other == key or _owner(loser) == _owner(winner) else (loser, winner))
-            rival = min(filter(None, map(self._champion, self._blocks.overlapping(subnet))), key=_rank_of, default=None)
-            if rival is None or _rank_of(claim) < _rank_of(rival):
+            key, winner, rank = claim
+            for other in names if len(names) > 1 else ():
+                if other != key and isinstance(loser := self._meanings[other], Remote):
+                    self._note(other, None if _owner(loser) == _owner(winner) else (loser, winner))
+            others = map(self._champion, self._blocks.overlapping(subnet))
+            rival = next((other for other in others if other and other[2] < rank), None)  # there may be thousands
+            self._note(key, (winner, rival[1]) if rival else None)
+            if rival is None:
                 self.remotes[subnet] = winner
-            else:
-                self._note(key, (winner, rival[1]))
         if subnet not in self.remotes:
-            for _key, unserved in claims:
-                if isinstance(unserved, Unserved):
+            for name in sorted(names):
+                if isinstance(unserved := self._meanings[name], Unserved):
                     self.unserved[subnet] = unserved.why
         return before != self.remotes.get(subnet)
 
@@ -209,15 +209,19 @@ class Fold:
 
         A host may have written two keys for one subnet, and what it wrote last is right: they rank by the older one.
         """
+        is_odd = subnet.length != self._usual_length
+        names = self._names.get(subnet, ())
+        if len(names) == 1 and isinstance(only := self._meanings[names[0]], Remote):
+            return names[0], only, (is_odd, only.created or _NEVER, subnet, names[0])
         owners: dict[tuple[IP, str], list[tuple[str, Remote]]] = {}
-        for key in self._names.get(subnet, ()):
+        for key in names:
             if isinstance(claim := self._meanings[key], Remote):
                 owners.setdefault(_owner(claim), []).append((key, claim))
         best: _Claim | None = None
         for claims in owners.values():
             key, claim = max(claims, key=lambda pair: (pair[1].revision, pair[0]))
             age = min(claim.created or _NEVER for _key, claim in claims)
-            rank = (subnet.length != self._usual_length, age, subnet, min(name for name, _claim in claims))
+            rank = (is_odd, age, subnet, min(name for name, _claim in claims))
             if best is None or rank < best[2]:
                 best = (key, claim, rank)
         return best
@@ -239,10 +243,6 @@ _NEVER = 1 << 63
 
 _Claim = tuple[str, Remote, tuple[bool, int, Prefix, str]]
 """Key, claim and rank; the lowest rank counts."""
-
-
-def _rank_of(claim: _Claim) -> tuple[bool, int, Prefix, str]:
-    return claim[2]
 
 
 def _owner(claim: Remote) -> tuple[IP, str]:
