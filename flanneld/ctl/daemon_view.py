@@ -93,7 +93,7 @@ def _in_words(found: Mapping[str, Any], now: float) -> str:
         ),
         ("public", found["public"] or "not known yet"),
         ("lease", _lease_end(ends_s)),
-        ("peers", f"{found['leases']} leases, ours included"),
+        ("peers", f"{found['leases']} {'lease' if found['leases'] == 1 else 'leases'}, ours included"),
         ("repairs", repairs or "none"),
         ("daemon", f"{found['version']}, pid {found['pid']}, runs for {_span(now - found['since'])}"),
     ]

@@ -148,6 +148,9 @@ def test_containers_of_two_hosts_reach_each_other_when_the_page_was_followed(
 
 
 def test_hosts_that_were_set_up_by_the_page_have_nothing_to_warn_of(site: Site, page: Page) -> None:
+    assert "warn" not in page.said["etcd"]
+    assert "1 lease, ours included" in page.said["flanneld, docker"]
+    assert "2 leases, ours included" in page.said["flanneld, containerd"]
     for role in ("docker", "containerd"):
         assert re.search("^state +ready$", page.said[f"flanneld, {role}"], re.MULTILINE)
         journal = site.run(role, "journalctl -u flanneld -o cat").splitlines()
