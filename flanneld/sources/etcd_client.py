@@ -22,7 +22,7 @@ from flanneld.retry import backoff
 from flanneld.sources import etcd_pb2 as pb
 from flanneld.sources.etcd_auth import Credentials, Tokens
 from flanneld.sources.etcd_endpoint import TLS, Endpoint, TLSFiles, parse_endpoints
-from flanneld.sources.etcd_values import KV, Batch, Compacted, Event, LeaseGone, Listing, TxnResult
+from flanneld.sources.etcd_values import KV, Age, Batch, Compacted, Event, LeaseGone, Listing, TxnResult
 from flanneld.sources.etcd_wire import Broken, Method, Refused, Wire
 from flanneld.sources.outage import Outage
 
@@ -109,7 +109,7 @@ class EtcdClient:
     async def get(self, key: bytes) -> Listing:
         """Read one key, linearizably; no entry when it does not exist."""
         reply, _ = await self._ask(_RANGE, pb.RangeRequest(key=key), key)
-        return Listing(_kvs(reply.kvs), reply.header.revision)
+        return Listing(_kvs(reply.kvs), _age(reply.header))
 
     async def list(self, prefix: bytes) -> Listing:
         """Read all keys with a prefix as they stood at one revision, linearizably, in pages."""
@@ -131,7 +131,7 @@ class EtcdClient:
                 raise
             kvs += _kvs(reply.kvs, VALUE_BYTES)
             if not reply.more:
-                return Listing(kvs, request.revision or reply.header.revision)
+                return Listing(kvs, _age(reply.header)._replace(revision=request.revision or reply.header.revision))
             request.limit = _SMALL_PAGE if reply.ByteSize() > _LARGE_BYTES else _PAGE
             request.revision = request.revision or reply.header.revision
             request.key = kvs[-1].key + b"\0"
@@ -144,7 +144,7 @@ class EtcdClient:
         """
         request = pb.RangeRequest(key=prefix, range_end=_after(prefix), limit=_PAGE, min_mod_revision=revision + 1)
         reply, _ = await self._ask(_RANGE, request, prefix)
-        return Listing(_kvs(reply.kvs, VALUE_BYTES), reply.header.revision)
+        return Listing(_kvs(reply.kvs, VALUE_BYTES), _age(reply.header))
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write a key whatever it holds now.
@@ -391,6 +391,10 @@ class EtcdClient:
     def _rotate(self, failed: Wire) -> None:
         if self._wires[self._at] is failed:  # else another call has moved on already
             self._at = (self._at + 1) % len(self._wires)
+
+
+def _age(header: pb.ResponseHeader) -> Age:
+    return Age(header.revision, header.cluster_id, header.raft_term)
 
 
 def _kv(kv: pb.KeyValue, longest: int | None) -> KV:

@@ -18,11 +18,26 @@ class KV(NamedTuple):
     create_revision: int
 
 
+class Age(NamedTuple):
+    """How far a store has come; none of it ever goes back, unless the store is another one or was restored."""
+
+    revision: int = 0
+    cluster: int = 0
+    """Its id, made from its first members; 0 where the server does not tell, as those that only speak etcd's API."""
+    term: int = 0
+    """One more with each election; a restored cluster begins anew. 0 as above."""
+
+
 class Listing(NamedTuple):
     """What was stored at one revision."""
 
     kvs: list[KV]
-    revision: int
+    age: Age
+
+    @property
+    def revision(self) -> int:
+        """At which it was stored."""
+        return self.age.revision
 
 
 class TxnResult(NamedTuple):

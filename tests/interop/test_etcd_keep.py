@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -343,3 +344,34 @@ async def test_peers_that_never_come_back_to_a_rebuilt_etcd_are_dropped_after_th
         assert a.store.own
         assert a.table.get(a.store.own.key)
         await a.stop()
+
+
+@pytest.mark.parametrize("how", ["another cluster", "restored from a backup"])
+async def test_store_that_is_not_the_one_we_knew_is_noticed_though_it_has_come_further(
+    how: str, tmp_path: Path
+) -> None:
+    """Failures F16: others wrote so much after the restore that revisions tell nothing any more."""
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(Cluster())
+        for _ in range(2):  # elections are counted; those of a restored cluster from the beginning
+            old.members[0].kill()
+            old.members[0].start()
+            old.members[0].wait_healthy()
+        old.save(tmp_path / "backup")
+        switch = Switch(old.members[0].address, 2379)
+        async with switch, Host(switch.endpoint, "/n", ME, check_s=0.2) as a:
+            own = await a.run(CONF)
+            old.ctl("put", "/n/subnets/10.6.200.0-24", encode_attrs(OTHER).decode())
+            await until(lambda: len(a.table) == 2)
+            switch.point_nowhere()
+            if how == "restored from a backup":
+                new = old
+                new.restore(tmp_path / "backup")
+            else:
+                new = stack.enter_context(Cluster())
+            for number in range(30):
+                new.ctl("put", f"/n/subnets/10.6.{number}.0-24", encode_attrs(OTHER).decode())
+            switch.point_to(new.members[0].address, 2379)
+            await until(lambda: len(a.table) == 32, 10.0, "what is there, and the one that is not there yet")
+            await until(lambda: own.key in new.ctl("get", "--prefix", "/n/subnets/"), 5.0, "our key")
+            assert str(a.own.subnet) == str(own.lease.subnet)
