@@ -6,7 +6,7 @@ A lease that cannot be used costs its owner only: it becomes a note, everything 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from flanneld.model.addr import IP, Family, Prefix, format_ip
@@ -138,8 +138,10 @@ class Fold:
         self.notes: dict[str, str] = {}
         """By key of the lease, why it is not used."""
         self._meanings: dict[str, Remote | Unserved | Outside] = {}
-        self._names: dict[Prefix, tuple[str, ...]] = {}
+        self._names: dict[Prefix, str | dict[str, None]] = {}
         """Keys by subnet: nearly always one, but ``10.5.1.0-24`` and ``10.5.1.0-24&fd00::-64`` may both exist."""
+        self._disputed: dict[Prefix, tuple[str, Remote]] = {}
+        """Of subnets that several keys name: which one counts. Whoever may write can name one by thousands of keys."""
         self._blocks = Blocks()
         self._usual_length = 0
 
@@ -147,7 +149,7 @@ class Fold:
         """Take changed leases (None = gone); returns the subnets whose peer may be another now."""
         if (settings := conf.family(self.family)) is not None:
             self._usual_length = settings.subnet_len
-        touched: set[Prefix] = set()
+        touched: dict[Prefix, list[str]] = {}
         for key, lease in changes.items():
             new = meaning(lease, self.family, conf, me, backend_type) if lease is not None else None
             old = self._meanings.get(key)
@@ -157,42 +159,56 @@ class Fold:
                 del self._meanings[key]
             else:
                 self._meanings[key] = new
-            touched.update(self._rename(key, old, new))
+            for subnet in self._rename(key, old, new):
+                touched.setdefault(subnet, []).append(key)
             if isinstance(new, Unserved | Outside):
                 self.notes[key] = new.why
             else:
                 self.notes.pop(key, None)
         for subnet in touched:
             self._blocks.put(subnet, is_there=subnet in self._names)
-        beside = {block for subnet in touched for block in self._blocks.overlapping(subnet)} - touched
-        for subnet in touched:
-            self._judge(subnet)
-        return touched.union([subnet for subnet in beside if self._judge(subnet)])
+        beside = {block for subnet in touched for block in self._blocks.overlapping(subnet)}.difference(touched)
+        for subnet, keys in touched.items():
+            self._judge(subnet, keys)
+        return {*touched, *(subnet for subnet in beside if self._judge(subnet, ()))}
 
     def _rename(self, key: str, old: Meaning, new: Meaning) -> Iterator[Prefix]:
         """Keep ``_names`` current; a key's subnet never changes, only whether it counts. Yields what is touched."""
         before = old.subnet if isinstance(old, Remote | Unserved) else None
         after = new.subnet if isinstance(new, Remote | Unserved) else None
         if after is not None and before is None:
-            self._names[after] = (*self._names.get(after, ()), key)
+            there = self._names.setdefault(after, key)
+            if isinstance(there, dict):
+                there[key] = None
+            elif there != key:
+                self._names[after] = {there: None, key: None}
         elif before is not None and after is None:
-            left = tuple(name for name in self._names[before] if name != key)
-            if left:
-                self._names[before] = left
-            else:
+            there = self._names[before]
+            if isinstance(there, dict):
+                del there[key]
+            if not isinstance(there, dict) or not there:
                 del self._names[before]
         yield from (subnet for subnet in {before, after} if subnet is not None)
 
-    def _judge(self, subnet: Prefix) -> bool:
-        """Find out which claim to a subnet counts, if any; tells whether that changed."""
+    def _names_of(self, subnet: Prefix) -> Collection[str]:
+        names = self._names.get(subnet, ())
+        return (names,) if isinstance(names, str) else names
+
+    def _judge(self, subnet: Prefix, changed: Collection[str]) -> bool:
+        """Find out which claim to a subnet counts, if any; tells whether that changed.
+
+        Args:
+            subnet: claimed or not any more.
+            changed: keys whose claims to it are new, others or gone.
+        """
         before = self.remotes.pop(subnet, None)
         self.unserved.pop(subnet, None)
-        names = self._names.get(subnet, ())
-        if claim := self._champion(subnet):
+        names = self._names_of(subnet)
+        claim = self._champion(subnet)
+        if len(names) > 1 or subnet in self._disputed:
+            self._tell_losers(subnet, names, claim, changed)
+        if claim:
             key, winner, rank = claim
-            for other in names if len(names) > 1 else ():
-                if other != key and isinstance(loser := self._meanings[other], Remote):
-                    self._note(other, None if _owner(loser) == _owner(winner) else (loser, winner))
             others = map(self._champion, self._blocks.overlapping(subnet))
             rival = next((other for other in others if other and other[2] < rank), None)  # there may be thousands
             self._note(key, (winner, rival[1]) if rival else None)
@@ -204,27 +220,37 @@ class Fold:
                     self.unserved[subnet] = unserved.why
         return before != self.remotes.get(subnet)
 
+    def _tell_losers(
+        self, subnet: Prefix, names: Collection[str], claim: _Claim | None, changed: Collection[str]
+    ) -> None:
+        """Note for claims to exactly one subnet which other one counts: for all when that is another one now."""
+        if claim is None or len(names) < 2:
+            self._disputed.pop(subnet, None)
+            return
+        key, winner, _rank = claim
+        is_same = self._disputed.get(subnet) == (key, winner)
+        self._disputed[subnet] = (key, winner)
+        for other in changed if is_same else names:
+            loser = self._meanings.get(other)
+            if other != key and isinstance(loser, Remote):
+                self._note(other, None if _owner(loser) == _owner(winner) else (loser, winner))
+
     def _champion(self, subnet: Prefix) -> _Claim | None:
         """The claim to exactly this subnet that goes before others to it.
 
         A host may have written two keys for one subnet, and what it wrote last is right: they rank by the older one.
         """
-        is_odd = subnet.length != self._usual_length
-        names = self._names.get(subnet, ())
-        if len(names) == 1 and isinstance(only := self._meanings[names[0]], Remote):
-            return names[0], only, (is_odd, only.created or _NEVER, subnet, names[0])
-        owners: dict[tuple[IP, str], list[tuple[str, Remote]]] = {}
-        for key in names:
-            if isinstance(claim := self._meanings[key], Remote):
-                owners.setdefault(_owner(claim), []).append((key, claim))
-        best: _Claim | None = None
-        for claims in owners.values():
-            key, claim = max(claims, key=lambda pair: (pair[1].revision, pair[0]))
-            age = min(claim.created or _NEVER for _key, claim in claims)
-            rank = (is_odd, age, subnet, min(name for name, _claim in claims))
-            if best is None or rank < best[2]:
-                best = (key, claim, rank)
-        return best
+        names = self._names_of(subnet)
+        claims = [(key, claim) for key in names if isinstance(claim := self._meanings[key], Remote)]
+        if not claims:
+            return None
+        first_key, first = min(claims, key=_age) if len(claims) > 1 else claims[0]
+        rank = (subnet.length != self._usual_length, first.created or _NEVER, subnet, first_key)
+        if len(claims) == 1:
+            return first_key, first, rank
+        same = [(claim.revision, key, claim) for key, claim in claims if _owner(claim) == _owner(first)]
+        _revision, key, claim = max(same)
+        return key, claim, rank
 
     def _note(self, key: str, beaten: tuple[Remote, Remote] | None) -> None:
         if beaten is None:
@@ -243,6 +269,10 @@ _NEVER = 1 << 63
 
 _Claim = tuple[str, Remote, tuple[bool, int, Prefix, str]]
 """Key, claim and rank; the lowest rank counts."""
+
+
+def _age(pair: tuple[str, Remote]) -> tuple[int, str]:
+    return pair[1].created or _NEVER, pair[0]
 
 
 def _owner(claim: Remote) -> tuple[IP, str]:
