@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from flanneld.errors import ConfigError, Unavailable
@@ -46,6 +47,8 @@ class Etcd:
         self._directory = directory
         self._netns = spec.netns("switch")
         self.members = range(1, spec.etcd_members + 1)
+        self.asked: Sequence[int] = self.members
+        """Members that ``ctl`` asks; a test that cuts some off leaves them out."""
 
     @property
     def endpoints(self) -> str:
@@ -141,7 +144,8 @@ class Etcd:
         Raises:
             Unavailable: it failed; the sentence is etcdctl's own.
         """
-        argv = ["ip", "netns", "exec", self._netns, binary("etcdctl"), f"--endpoints={self.endpoints}", *arguments]
+        endpoints = ",".join(self._url(member, CLIENT_PORT) for member in self.asked)
+        argv = ["ip", "netns", "exec", self._netns, binary("etcdctl"), f"--endpoints={endpoints}", *arguments]
         env = {**os.environ, "ETCDCTL_API": "3"}
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, env=env)
         if done.returncode:

@@ -37,9 +37,11 @@ DEADLINE_S = 20.0
 RSS_AT_MOST_KIB = 96 << 10
 LINES_AT_MOST = 400
 """In the log of one host in one step."""
+MEMBERS = range(1, 4)
+"""Of etcd."""
 HOLLOW = range(200, 250)
 """Third bytes of the subnets of hosts that are only a lease; real ones are below."""
-HOLLOW_MAC = "02:00:00:00:0c:"
+HOLLOW_MAC = "02:00:00:0c:"
 
 
 class Broken(AssertionError):
@@ -116,9 +118,9 @@ class Chaos:
             (self._pause_daemon, 2),
             (self._delete_lease, 2 if self._has_quorum else 0),
             (self._churn, 5 if self._has_quorum else 0),
-            (self._kill_member, 2),
-            (self._hang_member, 2),
-            (self._part_member, 2),
+            (self._kill_member, 2 if len(self._troubled) < len(MEMBERS) else 0),
+            (self._hang_member, 2 if len(self._troubled) < len(MEMBERS) else 0),
+            (self._part_member, 2 if len(self._troubled) < len(MEMBERS) else 0),
             (self._ease, 6 if self._down | self._hanging | self._apart else 0),
         ]
 
@@ -205,26 +207,32 @@ class Chaos:
     def _has_quorum(self) -> bool:
         return len(self._troubled) < 2
 
-    def _healthy_member(self, bed: Bed) -> int | None:
-        fine = [member for member in bed.lab.etcd.members if member not in self._troubled]
-        return self._choose.choice(fine) if fine else None
+    def _healthy_member(self) -> int:
+        return self._choose.choice([member for member in MEMBERS if member not in self._troubled])
+
+    def _ask_the_healthy(self, bed: Bed) -> None:
+        """What is asked of etcd goes to members that can answer."""
+        bed.lab.etcd.asked = [member for member in MEMBERS if member not in self._troubled] or MEMBERS
 
     def _kill_member(self, bed: Bed) -> str:
-        if member := self._healthy_member(bed):
-            bed.lab.etcd.stop_member(member)
-            self._down.add(member)
+        member = self._healthy_member()
+        bed.lab.etcd.stop_member(member)
+        self._down.add(member)
+        self._ask_the_healthy(bed)
         return f"kill member {member} of etcd"
 
     def _hang_member(self, bed: Bed) -> str:
-        if member := self._healthy_member(bed):
-            bed.lab.etcd.pause(member)
-            self._hanging.add(member)
+        member = self._healthy_member()
+        bed.lab.etcd.pause(member)
+        self._hanging.add(member)
+        self._ask_the_healthy(bed)
         return f"SIGSTOP to member {member} of etcd"
 
     def _part_member(self, bed: Bed) -> str:
-        if member := self._healthy_member(bed):
-            self._apart.add(member)
-            self._cut(bed)
+        member = self._healthy_member()
+        self._apart.add(member)
+        self._cut(bed)
+        self._ask_the_healthy(bed)
         return f"member {member} of etcd is cut off"
 
     def _cut(self, bed: Bed) -> None:
@@ -259,6 +267,7 @@ class Chaos:
         for troubled in (self._down, self._hanging, self._apart):
             troubled.discard(member)
         self._cut(bed)
+        self._ask_the_healthy(bed)
         if not self._troubled:
             bed.lab.etcd.wait_healthy()
 
@@ -284,11 +293,11 @@ class Chaos:
 
 
 class ChaosBed(Bed):
-    """A cluster with three members of etcd, whose hosts lease the lower half of the network."""
+    """A cluster with three members of etcd, whose hosts lease another part of the network than hollow ones."""
 
     def __init__(self, case: str) -> None:
-        conf: dict[str, object] = {"SubnetMax": f"10.244.{HOLLOW.start - 1}.0"}
-        super().__init__(case, etcd_members=3, config={**CASES[case].spec.get("config", {}), **conf})  # type: ignore[dict-item]
+        conf: dict[str, object] = {"SubnetMax": f"10.244.{HOLLOW.start - 1}.0", "IPv6SubnetMin": "fd00:244:0:1000::"}
+        super().__init__(case, etcd_members=len(MEMBERS), config={**CASES[case].spec.get("config", {}), **conf})  # type: ignore[dict-item]
 
     def _snapshot(self, host: Host) -> Snapshot:
         found = super()._snapshot(host)
@@ -308,7 +317,7 @@ def _hollow_key(third: int, bed: Bed) -> str:
 def _hollow_lease(third: int, last: int, bed: Bed) -> str:
     lease: dict[str, object] = {"PublicIP": f"198.18.0.{third}", "BackendType": bed.case.backend}
     if bed.case.backend == "vxlan":
-        lease["BackendData"] = {"VNI": 1, "VtepMAC": f"{HOLLOW_MAC}{last:02x}"}
+        lease["BackendData"] = {"VNI": 1, "VtepMAC": f"{HOLLOW_MAC}{third:02x}:{last:02x}"}
     if len(bed.lab.spec.families) == 2:
         lease |= {"PublicIPv6": f"2001:db8:18::{third:x}", "BackendV6Data": lease.get("BackendData")}
     return json.dumps(lease)
