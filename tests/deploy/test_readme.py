@@ -141,7 +141,7 @@ def test_containers_of_two_hosts_reach_each_other_when_the_page_was_followed(
 ) -> None:
     docker = page.said["docker"].split()[-1]
     containerd = page.said["containerd"].split("inet ")[1].partition("/")[0]
-    # not "0% packet loss", which tests of the daemon claim: the kernel's table of neighbours is one for all tests that run
+    # not "0% packet loss", as tests of the daemon claim: all tests that run share the kernel's table of neighbours
     assert f"64 bytes from {containerd}" in site.run("docker", page.docker_ping.replace("ADDRESS", containerd))
     assert f"64 bytes from {docker}" in site.run("containerd", page.containerd_ping.replace("ADDRESS", docker))
     tell(f"{page.lines} lines of commands run in {page.took_s:.0f} s on {', '.join(ADDRESSES.values())}")
