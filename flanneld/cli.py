@@ -53,16 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flanneld: {error}", file=sys.stderr)
         return 2
     log.setup(options.log_format, options.v, options.vmodule)
-    if "etcd_password" in given.values:
-        _log.warning("--etcd-password is shown to every user of this host by ps: give it in FLANNELD_ETCD_PASSWORD")
-    return _start(options, os.environ)
+    return _start(options, os.environ, password_is_shown="etcd_password" in given.values)
 
 
-def _start(options: Options, environ: Mapping[str, str]) -> int:
+def _start(options: Options, environ: Mapping[str, str], *, password_is_shown: bool) -> int:
     for text in misspelt_variables(environ, DAEMON_FLAGS):
         _log.warning("%s", text)
     try:
         _require_net_admin()
+        if password_is_shown:
+            _log.warning("--etcd-password is shown to every user of this host by ps: give it in FLANNELD_ETCD_PASSWORD")
         # Here, because --help, --version and wrong flags need not wait for the whole daemon's imports.
         from flanneld.app import run
 
