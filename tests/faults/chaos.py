@@ -67,7 +67,7 @@ class Chaos:
         self._hanging: set[int] = set()
         """Members that have been stopped."""
         self._apart: set[int] = set()
-        """Members that reach neither each other nor hosts."""
+        """Members that hosts cannot reach."""
         self._leases: Mapping[str, str] = {}
         self._subnets: dict[str, str] = {}
 
@@ -116,8 +116,8 @@ class Chaos:
             (self._two_faults, 4),
             (self._kill_daemon, 4),
             (self._pause_daemon, 2),
-            (self._delete_lease, 2 if self._has_quorum else 0),
-            (self._churn, 5 if self._has_quorum else 0),
+            (self._delete_lease, 2 if self._works else 0),
+            (self._churn, 5 if self._works else 0),
             (self._kill_member, 2 if len(self._troubled) < len(MEMBERS) else 0),
             (self._hang_member, 2 if len(self._troubled) < len(MEMBERS) else 0),
             (self._part_member, 2 if len(self._troubled) < len(MEMBERS) else 0),
@@ -204,15 +204,17 @@ class Chaos:
         return self._down | self._hanging | self._apart
 
     @property
-    def _has_quorum(self) -> bool:
-        return len(self._troubled) < 2
+    def _works(self) -> bool:
+        """Whether etcd has a leader, and a member that hosts reach."""
+        return len(self._down | self._hanging) < 2 and len(self._troubled) < len(MEMBERS)
 
     def _healthy_member(self) -> int:
         return self._choose.choice([member for member in MEMBERS if member not in self._troubled])
 
     def _ask_the_healthy(self, bed: Bed) -> None:
         """What is asked of etcd goes to members that can answer."""
-        bed.lab.etcd.asked = [member for member in MEMBERS if member not in self._troubled] or MEMBERS
+        silent = self._down | self._hanging
+        bed.lab.etcd.asked = [member for member in MEMBERS if member not in silent] or MEMBERS
 
     def _kill_member(self, bed: Bed) -> str:
         member = self._healthy_member()
@@ -233,15 +235,14 @@ class Chaos:
         self._apart.add(member)
         self._cut(bed)
         self._ask_the_healthy(bed)
-        return f"member {member} of etcd is cut off"
+        return f"member {member} of etcd is cut off from hosts"
 
     def _cut(self, bed: Bed) -> None:
+        """Drop what hosts send to members. (Members share a namespace and an address to send from.)"""
         rules = ["table inet chaos { chain in { type filter hook input priority 0"]
         for member in self._apart:
             address = bed.lab.spec.member_address(member)
-            kind = "ip6" if ":" in address else "ip"
-            rules.append(f"{kind} saddr {address} {kind} daddr != {address} drop")
-            rules.append(f"{kind} daddr {address} {kind} saddr != {address} drop")
+            rules.append(f"iifname != lo {'ip6' if ':' in address else 'ip'} daddr {address} drop")
         switch = bed.lab.switch
         switch.run("nft", "delete table inet chaos", check=False)
         switch.run("nft", "-f", "-", stdin="\n".join([*rules, "}", "}", ""]))
@@ -274,7 +275,7 @@ class Chaos:
     # ---- what must hold -----------------------------------------------------------------------
 
     def _wrong(self, bed: Bed) -> list[str]:
-        if self._has_quorum:
+        if self._works:
             try:
                 self._leases = bed.lab.etcd.items(SUBNETS_KEY)
             except (FlannelError, OSError) as error:  # members are electing
