@@ -8,7 +8,7 @@ LEVELS := unit model scenario netns interop kube fuzz
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup root demo test test-deploy test-all deploy-root fuzz-guided audit bench check fmt lint types layers clean $(LEVELS)
+.PHONY: help setup root demo test test-deploy test-all deploy-root fuzz-guided audit bench faults chaos check fmt lint types layers clean $(LEVELS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z$$()A-Z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,12 @@ audit: setup ## ask PyPI for advisories about the locked packages
 
 bench: root ## measure time, CPU, memory and throughput (ARGS="--quick"; ARGS=--help tells more)
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+faults: root ## break things in live clusters under traffic, print what each costs (ARGS="--only F30"; --help tells more)
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+chaos: root ## break things at random for some minutes (ARGS="--minutes 30 --seed 7")
+	@$(BIN)/python -m tests.faults.chaos $(ARGS)
 
 check: lint types layers test-all ## all that CI runs
 
