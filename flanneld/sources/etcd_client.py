@@ -7,11 +7,11 @@ itself. The connections stand in ``etcd_wire.py``, tokens in ``etcd_auth.py``, c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -69,6 +69,10 @@ VALUE_BYTES = 64 << 10
 # a circle is met with growing pauses (failures F26).
 _STEADY_S = 5.0
 
+# Longest pause of a watch: what a host knows may be so much older than an outage. It costs a stream on a connection
+# that is there, or an attempt at one, every 2 s on average.
+_PAUSE_S = 3.0
+
 
 class EtcdClient:
     """Talks to one etcd cluster.
@@ -105,6 +109,7 @@ class EtcdClient:
         self._timeout_s = request_timeout_s
         self.outage = Outage(log, "etcd cannot be watched, trying for as long as it takes", "etcd is back")
         """Of all watches together."""
+        self._found_working = asyncio.Event()
 
     async def get(self, key: bytes) -> Listing:
         """Read one key, linearizably; no entry when it does not exist."""
@@ -273,15 +278,16 @@ class EtcdClient:
             start_revision=start_revision,
             progress_notify=True,
         )
-        pauses, failures, loop = backoff(), 0, asyncio.get_running_loop()
+        pauses, failures, loop = backoff(cap_s=_PAUSE_S), 0, asyncio.get_running_loop()
         while True:
             wire, working_since = self._wires[self._at], None
             try:
-                async with aclosing(self._watch_once(wire, create)) as batches:
+                async with contextlib.aclosing(self._watch_once(wire, create)) as batches:
                     async for batch in batches:
                         if working_since is None:
                             working_since = loop.time()
                             self.outage.over()
+                            self._works_again()
                         if batch.revision >= create.start_revision:
                             create.start_revision = batch.revision + 1
                             yield batch
@@ -289,14 +295,24 @@ class EtcdClient:
                 raise
             except (Unavailable, ConfigError) as exc:
                 if working_since is not None and loop.time() - working_since >= _STEADY_S:
-                    pauses, failures = backoff(), 0
+                    pauses, failures = backoff(cap_s=_PAUSE_S), 0
                 failures += 1
                 if failures >= len(self._wires):  # a member lost while others live is no outage
                     self.outage.failed(exc)
                 else:
                     log.debug("watch moves to another member key=%s reason=%s", _show(prefix_or_key), exc)
             self._rotate(wire)
-            await asyncio.sleep(next(pauses))
+            await self._pause(next(pauses))
+
+    def _works_again(self) -> None:
+        """Wake all watches that pause: what one of them found working need not be found by each."""
+        self._found_working.set()
+        self._found_working.clear()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._found_working.wait()
 
     async def _watch_once(self, wire: Wire, create: pb.WatchCreateRequest) -> AsyncGenerator[Batch, None]:
         """Watch through one member until it fails; the first batch, without news, tells that it works."""
@@ -305,7 +321,9 @@ class EtcdClient:
         metadata["hasleader"] = "true"
         revision = create.start_revision - 1
         request = pb.WatchRequest(create_request=create)
-        async with aclosing(wire.stream(_WATCH, request, timeout_s=self._timeout_s, metadata=metadata)) as replies:
+        async with contextlib.aclosing(
+            wire.stream(_WATCH, request, timeout_s=self._timeout_s, metadata=metadata)
+        ) as replies:
             async for reply in replies:
                 if reply.canceled:
                     self._raise_canceled(wire, reply, create.key, metadata)

@@ -219,7 +219,15 @@ class EtcdBed:
 
     def own_key(self) -> dict[str, object]:
         """Our key as etcd has it: value, lease, revisions; empty without it."""
-        text = self.etcd.ctl("get", f"{KEYS}subnets/{OURS}", "-w", "json", user=self.root)
+        text = ""
+
+        def is_read() -> bool:
+            nonlocal text
+            with contextlib.suppress(AssertionError):  # members may be finding together just now
+                text = self.etcd.ctl("get", f"{KEYS}subnets/{OURS}", "-w", "json", user=self.root)
+            return bool(text)
+
+        self.until(is_read, "etcd tells our key")
         found: list[dict[str, object]] = json.loads(text).get("kvs", [])
         return found[0] if found else {}
 
