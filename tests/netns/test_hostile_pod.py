@@ -49,12 +49,16 @@ for _ in range(20):
 """
 
 
-def inner(to: str, text: str) -> bytes:
-    """A whole IPv4 packet from the stranger to a pod."""
-    payload = text.encode()
-    udp = struct.pack("!HHHH", PORT, PORT, 8 + len(payload), 0) + payload
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + parse_ip(STRANGER) + parse_ip(to)
+def datagram(source: str, to: str, port: int, payload: bytes) -> bytes:
+    """A whole IPv4 packet with UDP in it."""
+    udp = struct.pack("!HHHH", port, port, 8 + len(payload), 0) + payload
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + parse_ip(source) + parse_ip(to)
     return head[:10] + checksum_of(head).to_bytes(2, "big") + head[12:] + udp
+
+
+def inner(to: str, text: str) -> bytes:
+    """From the stranger to a pod."""
+    return datagram(STRANGER, to, PORT, text.encode())
 
 
 def in_vxlan(packet: bytes, mac: str) -> bytes:
@@ -62,6 +66,12 @@ def in_vxlan(packet: bytes, mac: str) -> bytes:
     return bytes.fromhex("0800000000000100") + parse_mac(mac) + bytes.fromhex("020000000099") + b"\x08\x00" + packet
 
 
+SEND_RAW = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for _ in range(20):
+    sock.sendto(bytes.fromhex(sys.argv[2]), (sys.argv[1], 0))
+"""
 SCAN = """
 import ipaddress, random, socket, sys
 network = list(ipaddress.ip_network(sys.argv[1]))
@@ -102,7 +112,7 @@ class Ear:
 
 
 def test_the_guard_keeps_pods_from_making_up_vxlan_packets_and_lets_tunnels_work(make_lab: MakeLab) -> None:
-    lab = make_lab(3)
+    lab = make_lab(3, ipv6="on")
     lab.up()
     first, second, third = lab.hosts
     mac = re.findall(r"link/ether (\S+)", second.ip("link", "show", "flannel.1"))[0]
@@ -117,10 +127,12 @@ def test_the_guard_keeps_pods_from_making_up_vxlan_packets_and_lets_tunnels_work
         for name, (node, at) in attacks.items():
             packet = in_vxlan(inner(target, name), mac)
             node.run(sys.executable, "-c", SEND, at, str(VXLAN_PORT), packet.hex(), check=False)
+        lie = datagram(third.address(), second.address(), VXLAN_PORT, in_vxlan(inner(target, "as-a-host"), mac))
+        second.pod.run(sys.executable, "-c", SEND_RAW, second.address(), lie.hex())
         return ear.heard(third.pod, target)
 
     try:
-        assert attack() == attacks.keys(), "without the guard all get through, as with every flannel"
+        assert attack() == {*attacks, "as-a-host"}, "without the guard all get through, as with every flannel"
         stream = Stream(lab)
         for host in lab.hosts:
             host.run("nft", "-f", str(GUARD))
