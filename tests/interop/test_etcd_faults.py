@@ -370,6 +370,37 @@ def write_expired(files: Certificates) -> None:
     os.utime(files.cert)
 
 
+@pytest.mark.needs("faketime")
+def test_clock_that_jumps_years_ahead_and_back_moves_no_lease() -> None:
+    """Failures F23: lives of leases are counted by a clock that nobody sets. Certificates are another matter."""
+    with EtcdBed(tls=True, has_own_clock=True) as bed:
+        with fault(bed, "clock jumps by days and years", lines=6):
+            mod_revision = bed.own_key()["mod_revision"]
+            for number, offset in enumerate(("+3d", "-3d", "+20y", "-40y", "+0"), 20):
+                bed.set_clock(offset)
+                news(bed, number, 2.0)
+            time.sleep(1.0)  # a renewal would have come
+            assert bed.own_key()["mod_revision"] == mod_revision, "nothing was renewed early"
+        with fault(bed, "clock before the certificates' beginning for 5 s", lines=10):
+            bed.set_clock("-40y")
+            reconnect(bed)
+            bed.until(lambda: "check this machine's clock" in bed.readyz()[1], "it is told")
+            time.sleep(5.0)
+            bed.set_clock("+0")
+            news(bed, 30, RECOVERED_S)
+        bed.set_clock("-40y")
+        assert bed.process
+        bed.process.kill()
+        bed.process.wait()
+        bed.start()
+        bed.until(lambda: "not yet valid" in bed.log(), "a start in the wrong year says so")
+        bed.until(lambda: bed.readyz()[0] == 200, "it works from memory all the same")
+        bed.set_clock("+0")
+        news(bed, 31, 8.0)
+        bed.until(bed.is_ready, "all is well")
+        assert bed.own_key()
+
+
 def test_idle_watch_is_kept_by_pings_that_etcd_does_not_mind() -> None:
     with EtcdBed(1) as bed:
         before = connections(bed)

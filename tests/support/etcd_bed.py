@@ -30,6 +30,7 @@ KEYS = "/coreos.com/network/"
 CONFIG = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.7.0", "SubnetMax": "10.5.7.0", "Backend": {"Type": "host-gw"}}
 OURS = "10.5.7.0-24"
 HEALTH_PORT = 8471
+FAKETIME = "/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1"
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 Condition = Callable[[], object]
 
@@ -51,6 +52,7 @@ class EtcdBed:
         users: passwords; authentication is on when there are any. ``root`` must be among them.
         flags: of the daemon.
         extra: flags of etcd.
+        has_own_clock: the daemon's wall clock can be set by ``set_clock``.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class EtcdBed:
         users: Mapping[str, str] | None = None,
         flags: Sequence[str] = (),
         extra: Sequence[str] = (),
+        has_own_clock: bool = False,
     ) -> None:
+        self._has_own_clock = has_own_clock
         self._stack = contextlib.ExitStack()
         self._tls, self._flags, self._extra = tls, flags, extra
         self._users = dict(users or {})
@@ -144,7 +148,25 @@ class EtcdBed:
             flags += ["--etcd-username=flannel", f"--etcd-password={self._users['flannel']}"]
         argv = ["ip", "netns", "exec", self.host.name, *own_command(), *flags, *self._flags]
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log)
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, **self._clock()})
+
+    def _clock(self) -> dict[str, str]:
+        if not self._has_own_clock:
+            return {}
+        self.set_clock("+0")
+        # the monotonic clocks stay as they are, as when an operator or NTP sets the time
+        return {
+            "LD_PRELOAD": FAKETIME.format(os.uname().machine),
+            "FAKETIME_TIMESTAMP_FILE": str(self.directory / "clock"),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set_clock(self, offset: str) -> None:
+        """Set the daemon's wall clock, as ``faketime -f`` takes it: ``+3d``, ``-50y``."""
+        path = self.directory / "clock.new"
+        path.write_text(offset + "\n")
+        path.rename(self.directory / "clock")
 
     def log(self) -> str:
         """All that it logged."""

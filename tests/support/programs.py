@@ -39,6 +39,10 @@ def no_podman() -> str:
         return _refused("podman", *storage(Path(folder)), "images")
 
 
+def no_faketime() -> str:
+    return _refused("faketime", "2030-01-01", "true")
+
+
 def storage(folder: Path) -> list[str]:
     """Options that keep everything buildah or podman stores in one folder, which the two can share."""
     return [f"--root={folder}/store", f"--runroot={folder}/run"]
