@@ -205,7 +205,6 @@ def test_two_networks_share_nothing_on_a_node(tell: Tell) -> None:
     assert base.v4
     assert not conf.v4.network.overlaps(base.v4.network)
     assert json.loads(conf.backend)["VNI"] != 1, "the first network's"
-    assert conf.nftables != base.nftables, "chains have fixed names: two daemons with one tool would fight over them"
     tell(f"{base.v4.network} with {sorted(plain)}; {conf.v4.network} with {sorted(given)}")
 
 
