@@ -13,7 +13,7 @@ route          it is on our device and not the kernel's own; or it carries our p
                through a gateway on the external interface, to a block of the lease size in our network
 =============  ======================================================================================
 
-Firewall rules are owned by the name of their table or chain (``plan/traffic.py``).
+Firewall rules are owned by the name of their table or chain, and the networks they are for (``plan/rule_owner.py``).
 """
 
 from __future__ import annotations
