@@ -175,10 +175,12 @@ class Bed:
     def _disturb(self) -> None:
         """Other hosts come and go, and somebody breaks things."""
         value = '{"PublicIP":"198.18.0.77","PublicIPv6":null,"BackendType":"host-gw"}'
-        for number in range(201, 204):
-            self.lab.etcd.put(f"{SUBNETS_KEY}10.244.{number}.0-24", value)
-        for number in range(201, 204):
-            self.lab.etcd.delete(f"{SUBNETS_KEY}10.244.{number}.0-24")
+        taken = self.lab.etcd.items(SUBNETS_KEY)
+        free = [key for n in range(201, 210) if (key := f"{SUBNETS_KEY}10.244.{n}.0-24") not in taken][:3]
+        for key in free:
+            self.lab.etcd.put(key, value)
+        for key in free:
+            self.lab.etcd.delete(key)
         self.host.run("nft", "flush", "ruleset", check=False)
         self.host.run("ip", "link", "del", "flannel.1", check=False)
         self.host.run("ip", "link", "set", "flannel0", "down", check=False)
@@ -271,7 +273,8 @@ def restart(backend: str, count: int) -> Restarts:
             bed.host.daemon.signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
             until(lambda: not bed.host.daemon.is_running(), "the daemon ends")
             bed._start()
-        return Restarts(backend, count, time.monotonic() - began, probe.end())
+        seconds = time.monotonic() - began
+        return Restarts(backend, count, seconds, probe.end())
 
 
 def main() -> int:
