@@ -21,7 +21,7 @@ from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, 
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
 from flanneld.plan.drift import Entry, Repair, device_of, repairs
-from flanneld.plan.fights import GAP_S, Fights
+from flanneld.plan.fights import FIGHT_S, GAP_S, Fights
 from flanneld.retry import backoff
 from flanneld.wake import Reasons, Wake
 
@@ -45,7 +45,7 @@ AUDIT_LINES = 20
 LARGE = 1000
 """Operations in one cycle after which there is memory to give back."""
 
-FIGHT_CHECK_S = 0.1
+FIGHT_CHECK_S = 0.02
 """Shortest time between two looks because of a fight."""
 
 LEASES = "leases"
@@ -328,7 +328,7 @@ def _fight(op: Op, by: str) -> str:
     what = str(op.obj) if op.verb is Verb.DELETE or not isinstance(op.obj, Link) else f"link {op.obj.name}"
     who = f"{by} changes" if by else "another program changes"
     return (
-        f"{who} {what} again and again, so it is put right only every {GAP_S[0]:.0f} to {GAP_S[1]:.0f} s: stop that "
+        f"{who} {what} again and again, so it is put right only every {FIGHT_S:.0f} to {GAP_S[1]:.0f} s: stop that "
         "program, or have it leave our devices alone"
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from flanneld.contracts import TrafficManager, TrafficRules
 from flanneld.errors import ConfigError, KernelError
-from flanneld.plan.fights import GAP_S, Fights
+from flanneld.plan.fights import FIGHT_S, GAP_S, Fights
 from flanneld.problems import Problem
 from flanneld.wake import Reasons, Wake
 
@@ -75,9 +75,7 @@ class RuleKeeper:
         if self._fights.settle(now):
             self._remark(None)
             log.info("firewall rules are left alone again")
-        if not self._fights.is_fight(RULES) or not WANTED.isdisjoint(reasons.names):
-            return 0.0
-        return self._fights.due_s(now) or 0.0
+        return self._fights.wait_s(RULES, now) if WANTED.isdisjoint(reasons.names) else 0.0
 
     async def _ensure(self, reasons: Reasons) -> bool:
         try:
@@ -108,7 +106,7 @@ class RuleKeeper:
         if self._fights.is_fight(RULES) and not before:
             sentence = (
                 f"another program changes our {self._rules.name} rules again and again, so they are put right every "
-                f"{GAP_S[0]:.0f} to {GAP_S[1]:.0f} s: have it leave rules and chains alone that it has not made"
+                f"{FIGHT_S:.0f} to {GAP_S[1]:.0f} s: have it leave rules and chains alone that it has not made"
             )
             log.warning("%s", sentence)
             self._remark(sentence)

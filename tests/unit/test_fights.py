@@ -23,7 +23,8 @@ def test_a_program_in_a_loop_is_held_back_longer_and_longer() -> None:
     assert repaired[BURST] < WINDOW_S
     gaps = [after - before for before, after in pairwise(repaired)]
     assert max(gaps[: BURST - 1]) < 0.1
-    assert GAP_S[0] <= gaps[BURST] < gaps[BURST + 1] < gaps[BURST + 2]
+    assert GAP_S[0] - 0.001 < gaps[BURST] < gaps[BURST + 1] < gaps[BURST + 2]
+    assert fights.is_fight("route")
     assert max(gaps) < GAP_S[1] + 0.1
 
 
@@ -31,7 +32,7 @@ def test_one_fight_does_not_hold_back_other_repairs() -> None:
     fights = Fights()
     for tick in range(100):
         fights.may_repair("route", tick / 100)
-    assert fights.is_fight("route")
+    assert not fights.may_repair("route", 0.999)
     assert fights.may_repair("neighbour", 1.0)
 
 
@@ -45,14 +46,36 @@ def test_the_time_of_the_next_look_is_when_a_repair_is_allowed_again() -> None:
     assert fights.may_repair("route", 1.0 + due_s)
 
 
-def test_a_fight_is_over_when_nothing_had_to_be_repaired_for_long() -> None:
+def test_a_fight_is_over_when_nothing_had_to_be_repaired_for_long_and_a_look_at_that_time_tells() -> None:
     fights = Fights()
-    for tick in range(100):
+    for tick in range(1000):
         fights.may_repair("route", tick / 100)
+    fights.due_s(GAP_S[1])  # the look at what was held back, which finds it right
+    assert fights.due_s(GAP_S[1]) is not None
     assert fights.settle(CALM_S / 2) == []
-    assert fights.settle(CALM_S + 2) == ["route"]
-    assert fights.may_repair("route", CALM_S + 3)
+    last = CALM_S / 2 + (fights.due_s(CALM_S / 2) or 0) + 0.001
+    assert fights.settle(last) == ["route"]
+    assert fights.due_s(last) is None
+    assert fights.may_repair("route", last + 1)
     assert not fights.is_fight("route")
+
+
+def test_what_was_held_back_is_a_reason_for_one_look_and_not_for_looks_without_end() -> None:
+    fights = Fights()
+    for tick in range(BURST + 10):
+        fights.may_repair("route", tick / 1000)
+    assert fights.due_s(1.0) == 0.0
+    assert fights.due_s(1.0) is None
+
+
+def test_a_tool_that_deletes_until_nothing_is_left_is_given_way_for_a_moment_and_is_no_fight() -> None:
+    """As ``ip route flush`` does."""
+    fights = Fights()
+    held = [tick for tick in range(60) if not fights.may_repair("route", tick / 1000)]
+    assert held, "it comes to its end"
+    assert fights.may_repair("route", 0.1), "and the route is back"
+    assert not fights.is_fight("route")
+    assert fights.settle(0.1 + WINDOW_S) == []
 
 
 def test_a_flush_of_everything_is_repaired_at_once_and_takes_bounded_memory() -> None:
