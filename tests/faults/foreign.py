@@ -21,20 +21,20 @@ ip rule add fwmark 0x77 lookup 77
 ip route add 192.0.2.0/24 dev vx7 table 77
 """
 UNDERLAY = """\
-for v in ipv4 ipv6; do echo 20 > /proc/sys/net/$v/neigh/eth0/retrans_time_ms; done
-ip neigh replace 198.18.0.98 lladdr 02:00:00:00:00:98 nud permanent dev eth0
-ip route replace 10.98.0.0/16 via 198.18.0.1 proto 86
-ip route replace 10.244.0.0/24 via 198.18.0.1 proto static
-ip route replace 192.0.2.0/24 via 198.18.0.1
+neigh replace 198.18.0.98 lladdr 02:00:00:00:00:98 nud permanent dev eth0
+route replace 10.98.0.0/16 via 198.18.0.1 proto 86
+route replace 10.244.0.0/24 via 198.18.0.1 proto static
+route replace 192.0.2.0/24 via 198.18.0.1
+"""
+"""For ``ip -batch``. Goes with the underlay interface; whoever makes that anew makes these anew."""
+FILTER = """\
 tc qdisc replace dev eth0 clsact
 tc filter del dev eth0 ingress pref 7 2>/dev/null
 tc filter add dev eth0 ingress pref 7 protocol ip u32 match ip src 192.0.2.7/32 classid 1:1
 """
-"""Goes with the underlay interface; whoever makes that anew makes these anew.
-
-The first line: a switch port that has just come up may lose the underlay's own ARP request, which the kernel repeats
-after a second. That is not what is to be measured.
-"""
+IMPATIENT = "for v in ipv4 ipv6; do echo 20 > /proc/sys/net/$v/neigh/eth0/retrans_time_ms; done\n"
+"""A switch port that has just come up may lose the underlay's own ARP request, which the kernel repeats after a second.
+That is not what is to be measured."""
 FIREWALL = """\
 nft add table ip mine
 nft 'add chain ip mine postrtg { type nat hook postrouting priority 110; }'
@@ -54,31 +54,34 @@ iptables -w -D INPUT -s 192.0.2.9 -j DROP 2>/dev/null
 
 
 def plug_in(host: Host) -> str:
-    """What an operator does after the underlay interface of a host came up: its addresses and its default routes."""
-    lines = []
+    """What an operator does about the underlay interface of a host: it is up, has addresses and default routes."""
+    lines = ["link set eth0 up"]
     for family in host.spec.families:
-        flag, length = ("-4", 24) if family is Family.V4 else ("-6", 64)
         router = re.sub(r"(\.|::)\d+$", r"\g<1>1", host.address(family))
+        length = 24 if family is Family.V4 else 64
         lines += [
-            f"ip addr replace {host.address(family)}/{length} dev eth0",
-            f"ip {flag} route replace default via {router} proto static",
+            f"addr replace {host.address(family)}/{length} dev eth0",
+            f"route replace default via {router} proto static",
         ]
-    return "\n".join([*lines, UNDERLAY])
+    return IMPATIENT + _batch("\n".join([*lines, UNDERLAY])) + FILTER
 
 
 def routes_of_others(host: Host, device: str) -> str:
-    """Commands that put back the routes of the main table that are not ours."""
+    """A command that puts back the routes of the main table that are not ours."""
     lines = []
-    for flag, family in (("-4", Family.V4), ("-6", Family.V6)):
-        if family not in host.spec.families:
-            continue
-        routes = host.ip(flag, "route", "show", "table", "main").splitlines()
+    for family in host.spec.families:
+        routes = host.ip("-4" if family is Family.V4 else "-6", "route", "show", "table", "main").splitlines()
         # the ones through no gateway first, as the others stand on them
         for line in sorted((line.strip() for line in routes), key=lambda line: " via " in line):
             is_ours = " proto 86" in line and not line.startswith("10.98.")
             if not is_ours and not (device and f" dev {device} " in f"{line} ") and "fe80" not in line:
-                lines.append(f"ip {flag} route replace {_settable(line)}")
-    return "\n".join(lines)
+                lines.append(f"route replace {_settable(line)}")
+    return _batch("\n".join(lines))
+
+
+def _batch(lines: str) -> str:
+    """One process for all: time runs."""
+    return f"ip -batch - <<END\n{lines.strip()}\nEND\n"
 
 
 def _settable(line: str) -> str:

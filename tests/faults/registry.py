@@ -57,7 +57,7 @@ class Fault:
     egress: bool = False
     is_told: bool = True
     quiet: tuple[str, ...] = ()
-    go: Mapping[str, str] = field(default_factory=dict)
+    go: Mapping[str, str] = field(default_factory=dict, hash=False)
     lost_at_most: int | None = None
     outage_at_most_ms: float = 2000.0
 
@@ -92,10 +92,9 @@ GO = {
 """What Go flanneld (v0.28's code) does: measured, or read in its source or documentation where it does nothing."""
 AHEAD = ("vxlan", "vxlan IPv6")
 ANEW = """\
+ip link del eth0
 ip link add eth0 address {port} netns {netns} type veth peer name h1 netns {switch}
-ip -n {switch} link set h1 master br0 up
-ip link set eth0 up
-{plug_in}"""
+ip -n {switch} link set h1 master br0 up"""
 
 
 def _stop_etcd(bed: Bed) -> None:
@@ -172,22 +171,22 @@ TABLE = [
         "underlay down, then up",
         ("F30", "F15"),
         harm="ip link set eth0 down",
-        whole="ip link set eth0 up; {plug_in}",
+        whole="{plug_in}",
         is_told=False,
     ),
     Fault(
         "underlay deleted and made anew",
         ("F30",),
-        harm="ip link del eth0",
-        whole=ANEW,
+        harm=ANEW,
+        whole="{plug_in}",
         is_told=False,
     ),
     Fault(
         "underlay address replaced",
         ("F30", "F33"),
         harm="ip addr del {address} dev eth0",
-        whole="ip addr add {other} dev eth0; {ip} route replace default via {router} proto static",
-        undo="ip addr del {other} dev eth0; {plug_in}",
+        whole="ip -batch - <<END\naddr add {other} dev eth0\nroute replace default via {router} proto static\nEND",
+        undo="ip addr del {other} dev eth0\n{plug_in}",
         is_told=False,
     ),
     Fault("neighbours flushed", ("F30",), (*VXLANS[:3], "host-gw"), "{ip} neigh flush dev {dev}", is_told=False),
@@ -201,7 +200,7 @@ TABLE = [
     Fault(
         "main table flushed",
         ("F30", "F15"),
-        harm="{ip} route flush table main; {routes}",
+        harm="{ip} route flush table main\n{routes}",
         quiet=("host-gw",),
     ),
     Fault(

@@ -55,11 +55,50 @@ def text(results: Sequence[Result], head: Sequence[str]) -> str:
 
 
 def markdown(results: Sequence[Result], head: Sequence[str]) -> str:
-    """For a README."""
-    lines = [f"> {line}  " for line in head]
-    lines += ["", "| " + " | ".join(HEADING) + " |", "|" + " --- |" * len(HEADING)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
-    return "\n".join([*lines, "", *_notes(results)]) + "\n"
+    """For a README: outages by fault and cluster, then every row."""
+    return "\n".join(
+        [
+            *(f"> {line}  " for line in head),
+            "",
+            "Longest time in which nothing sent got through, in ms:",
+            "",
+            *_table(*_matrix(results)),
+            "",
+            "All figures:",
+            "",
+            *_table(HEADING, list(rows(results))),
+            "",
+            *_notes(results),
+            "",
+        ]
+    )
+
+
+def _matrix(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Faults down, clusters across, for clusters that have the damage table; Go flanneld beside ours."""
+    cases = [case for case in CASES if any(result.case == case and result.fault.in_table for result in results)]
+    cells = {(result.fault.name, result.case): result for result in results}
+    faults = list(dict.fromkeys(result.fault for result in results if result.case in cases))
+    lines = [
+        [
+            fault.name,
+            fault.go.get("vxlan", ""),
+            fault.go.get("host-gw", ""),
+            *(_outage(cells.get((fault.name, case))) for case in cases),
+        ]
+        for fault in faults
+    ]
+    return ["fault", "Go vxlan", "Go host-gw", *cases], lines
+
+
+def _outage(result: Result | None) -> str:
+    if result is None:
+        return ""
+    return _figures([one.outage_ms for one in result.rounds]) if result.is_green else "RED"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
 
 
 def to_json(results: Iterable[Result]) -> list[dict[str, object]]:
