@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from flanneld.errors import ConfigError
 from flanneld.model.addr import parse_ip
+from flanneld.model.plain import plain
 
 IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its account. Source: kubernetes.io "Accessing the Kubernetes API from a Pod"."""
@@ -274,5 +275,5 @@ class _Section:
         entries = self._keys.get(group)
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and entry.get("name") == name:
-                return _Section(entry.get(key), f"{self.where}, {key} {name}")
-        raise ConfigError(f"{self.where} has no {key} {name!r} under {group}")
+                return _Section(entry.get(key), f"{self.where}, {key} {plain(name[:80])}")
+        raise ConfigError(f"{self.where} has no {key} {name[:80]!r} under {group}")
