@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         interrupted = True
     head = [
-        f"Reproduce with: python -m tests.faults {shlex.join(argv)}".rstrip(),
+        f"Reproduce with: {_command(argv)}",
         f"{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.release()}, {os.cpu_count()} CPUs, Python "
         f"{platform.python_version()}, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after, "
         f"{time.time() - began:.0f} s",
@@ -56,6 +56,12 @@ def main(argv: Sequence[str]) -> int:
     if given.out:
         given.out.write_text(markdown(results, head))
     return 1 if interrupted or not all(result.is_green for result in results) else 0
+
+
+def _command(argv: Sequence[str]) -> str:
+    """What brings this about, wherever the table is written to."""
+    words = [word for at, word in enumerate(argv) if not {*argv[at - 1 : at], word.partition("=")[0]} & {"--out"}]
+    return f"make faults ARGS={shlex.quote(shlex.join(words))}" if words else "make faults"
 
 
 def run(wanted: Sequence[tuple[Fault, str]], rounds: int, daemon: Sequence[str] = ()) -> Iterator[Result]:

@@ -317,9 +317,8 @@ def render() -> str:
     for number, proof in PROOFS.items():
         faults = [f"{fault.name} ({', '.join(fault.cases)})" for fault in FAULTS if number in fault.failures]
         tests = [f"`{test}`" for test in proof.tests]
-        lines.append(
-            f"| {number} | {proof.title} | {'; '.join(faults)} | {'<br>'.join([*tests, proof.note]).strip('<br>')} |"
-        )
+        beside = "<br>".join(filter(None, [*tests, proof.note]))
+        lines.append(f"| {number} | {proof.title} | {'; '.join(faults)} | {beside} |")
     return HEAD.format(suite=SUITE.replace("::", "::\\\n        ")) + "\n".join(lines) + "\n"
 
 
