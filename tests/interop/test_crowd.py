@@ -140,6 +140,7 @@ async def test_two_hundred_hosts_at_once_fill_a_network_and_the_next_one_waits_f
     await crowd.assert_right()
 
 
+@pytest.mark.timeout(CHURN_S + 120)
 async def test_hosts_that_come_go_and_restart_all_the_time_never_share_a_subnet(crowd: Crowd) -> None:
     seed = secrets.randbelow(1 << 32)
     choice = random.Random(seed)

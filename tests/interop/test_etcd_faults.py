@@ -20,7 +20,7 @@ import trustme
 from tests.support.etcd import Certificates, Member
 from tests.support.etcd_bed import KEYS, OURS, EtcdBed
 
-pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("nft")]
+pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("nft"), pytest.mark.timeout(120)]
 
 LINES_AT_MOST = 12
 CPU_S_AT_MOST = 1.0
@@ -131,10 +131,10 @@ def test_partition_without_quorum_keeps_the_data_path_and_ends_soon_after_it_is_
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_outage_of_all_members_ends_soon_after_they_are_back(how: str) -> None:
-    with EtcdBed() as bed, fault(bed, f"all members {how} for 20 s"):
+    with EtcdBed() as bed, fault(bed, f"all members {how} for 10 s"):
         for member in bed.etcd.members:
             member.kill() if how == "killed" else member.stop()
-        time.sleep(20.0)  # an outage has a length
+        time.sleep(10.0)  # an outage has a length
         assert bed.readyz()[0] == 200
         for member in bed.etcd.members:
             member.start() if how == "killed" else member.cont()

@@ -18,6 +18,7 @@ POINTS = int(os.environ.get("CRASH_POINTS", "3"))
 RESTARTS = int(os.environ.get("RESTARTS", "20"))
 
 
+@pytest.mark.timeout(120 + 40 * POINTS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_before_anything_it_does_it_ends_in_the_right_state_and_harms_nobody(backend: str) -> None:
     """Same subnet and kernel state as after an undisturbed start; no files, rules, devices or keys left over."""
@@ -31,6 +32,7 @@ def test_killed_before_anything_it_does_it_ends_in_the_right_state_and_harms_nob
     assert {outcome.name: outcome.lost() for outcome in report.through} == {"pod1 to pod2": 0, "pod2 to pod1": 0}, told
 
 
+@pytest.mark.timeout(60 + 3 * RESTARTS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_restarts_by_sigterm_and_sigkill_lose_no_packet_of_a_thousand_a_second(backend: str) -> None:
     done = restart(backend, RESTARTS)
