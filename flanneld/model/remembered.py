@@ -13,8 +13,8 @@ as such::
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -116,11 +116,20 @@ def decode(raw: bytes) -> Remembered:
     if hashlib.sha256(body).hexdigest().encode() != checksum.strip():
         raise ValueError("its checksum is wrong, so it was damaged or edited")
     head, _, rows = body.partition(b"\n")
-    return Remembered(msgspec.json.decode(head, type=Header), rows)  # msgspec's errors are ValueErrors
+    return Remembered(_decoded(_decode_head, head), rows)
 
 
 _Row = tuple[str, str | None, str | None, int, msgspec.Raw]
 _decode_row = msgspec.json.Decoder(_Row).decode
+_decode_head = msgspec.json.Decoder(Header).decode
+T = TypeVar("T")
+
+
+def _decoded(decode: Callable[[bytes], T], raw: bytes) -> T:
+    try:
+        return decode(raw)  # msgspec's other errors are ValueErrors
+    except RecursionError as error:
+        raise ValueError("something in it is nested too deeply") from error
 
 
 def _row(key: str, lease: Lease) -> bytes:
@@ -132,7 +141,7 @@ def _row(key: str, lease: Lease) -> bytes:
 
 
 def _read_row(line: bytes) -> tuple[str, Lease | None]:
-    key, subnet, subnet6, created, value = _decode_row(line)
+    key, subnet, subnet6, created, value = _decoded(_decode_row, line)
     try:
         attrs = decode_attrs(bytes(value))
     except PeerDataError:
