@@ -171,9 +171,7 @@ class SimulatedGo:
         """Contract 6.15."""
         base, mac = peer.subnet.partition("/")[0], str(peer.data["VtepMAC"])
         self._host.ip("neigh", "replace", base, "lladdr", mac, "nud", "permanent", "dev", "flannel.1")
-        self._host.run(
-            *("bridge", "fdb", "replace", mac, "dev", "flannel.1", "dst", peer.address, "self", "permanent")
-        )
+        self._host.run(*("bridge", "fdb", "replace", mac, "dev", "flannel.1", "dst", peer.address, "self", "permanent"))
         self._host.ip("route", "replace", peer.subnet, "via", base, "dev", "flannel.1", "onlink")
 
     # ---- host-gw ----------------------------------------------------------------------------------
