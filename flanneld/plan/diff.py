@@ -7,7 +7,7 @@ entry drops them (failures section 0.2), a route without its neighbour only make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
@@ -85,8 +85,9 @@ def plan(
     ops += _missing(desired.neighbours, there.neighbours)
     routes, replaced = _routes(desired, there, own)
     ops += routes
+    strange = [r for r in there.routes if r not in desired.routes and r not in replaced]
+    ops += _surplus(strange if deletions else _nobodys(strange, desired, own), own)
     if deletions:
-        ops += _surplus((r for r in there.routes if r not in desired.routes and r not in replaced), own)
         ops += _surplus(
             (
                 n
@@ -225,6 +226,15 @@ def _routes(desired: State, there: State, own: Ownership) -> tuple[list[Op], set
             first.setdefault((route.dst, route.metric), route)
     ops = [Op(Verb.PUT, r, first.get((r.dst, r.metric))) for r in missing]
     return ops, {op.was for op in ops if isinstance(op.was, Route)}
+
+
+def _nobodys(routes: Sequence[Route], desired: State, own: Ownership) -> list[Route]:
+    """Those that no lease could ask for, though we do not know them all yet.
+
+    They lead outside the network, as a host tool's default route does, or to where we know what should lead there.
+    """
+    known = {route.dst for route in desired.routes}
+    return [r for r in routes if r.dst in known or not any(network.covers(r.dst) for network in own.networks)]
 
 
 def _surplus(objects: Iterable[KernelObject], own: Ownership) -> Iterator[Op]:

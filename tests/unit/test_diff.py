@@ -239,7 +239,21 @@ def test_rule_6_nothing_that_peers_may_need_is_deleted_before_the_leases_are_kno
     desired: State, kernel: FakeKernel
 ) -> None:
     ops = plan(desired, kernel.state, OWN, deletions=False)
-    assert {kind(op) for op in ops if op.verb is Verb.DELETE} <= {(Verb.DELETE, Link), (Verb.DELETE, Address)}
+    deleted = [op.obj for op in ops if op.verb is Verb.DELETE]
+    assert {type(obj) for obj in deleted} <= {Link, Address, Route}
+    known = {route.dst for route in desired.routes}
+    assert not any(NETWORK.covers(obj.dst) and obj.dst not in known for obj in deleted if isinstance(obj, Route))
+
+
+def test_a_host_tools_default_route_on_our_device_goes_before_the_leases_are_known_too() -> None:
+    """Failures F31, in a start without the store: no lease could ever ask for it."""
+    grabbed = Route(Prefix.parse("0.0.0.0/0"), DEVICE, metric=5)
+    found = State()
+    found.add(LINK)
+    found.add(grabbed)
+    wanted = State()
+    wanted.add(LINK)
+    assert plan(wanted, found, OWN, deletions=False) == [Op(Verb.DELETE, grabbed)]
 
 
 @settings(max_examples=300)
