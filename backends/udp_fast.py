@@ -34,7 +34,7 @@ from flanneld.errors import KernelError
 from flanneld.kernel import tc
 from flanneld.kernel.bpf import Loaded, Map
 from flanneld.kernel.egress import egress_interfaces
-from flanneld.kernel.rtnl import Socket
+from flanneld.kernel.nlsocket import Socket
 from flanneld.kernel.tc import Direction
 from flanneld.kernel.veth import ensure_pair, link_header_bytes, remove_pair
 from flanneld.kernel.xfrm import has_policies

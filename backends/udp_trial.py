@@ -18,7 +18,7 @@ from backends.udp_tables import Shape, Tables, make_counters
 from flanneld.errors import KernelError
 from flanneld.kernel import tc
 from flanneld.kernel.bpf import Loaded
-from flanneld.kernel.rtnl import Socket
+from flanneld.kernel.nlsocket import Socket
 from flanneld.kernel.tc import Direction
 from flanneld.kernel.veth import ensure_pair, link_header_bytes, remove_pair
 from flanneld.model.addr import IP, Prefix, parse_ip

@@ -26,7 +26,7 @@ _NEVER = 1 << 63
 """Later than any revision of a store."""
 
 REFUSED = MAC(b"")
-"""A neighbour with this MAC tells the kernel to give the address up (``kernel/rtnl_codec.py``)."""
+"""A neighbour with this MAC tells the kernel to give the address up (``kernel/neigh_codec.py``)."""
 
 
 class Pages:

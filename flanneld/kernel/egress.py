@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from flanneld.kernel import rtnl_codec as nl
-from flanneld.kernel.rtnl import BATCH_MESSAGES, Socket
+from flanneld.kernel import nlmsg, route_codec
+from flanneld.kernel.nlsocket import BATCH_MESSAGES, Socket
 from flanneld.model.addr import IP
 
 RTA_SRC = 2  # include/uapi/linux/rtnetlink.h
@@ -27,11 +27,12 @@ def egress_interfaces(sock: Socket, addresses: Sequence[IP], source: IP) -> dict
     # One question differs from another in four bytes, and there are thousands at start.
     head = struct.pack("=8BI", _AF_INET, 32, 32, 0, 0, 0, 0, 0, 0)  # rtmsg; lengths of destination and source
     empty = IP(bytes(4))
-    question = nl.message(nl.RTM_GETROUTE, 0, head + nl.attr(RTA_SRC, source) + nl.attr(nl.RTA_DST, empty))[:-4]
+    asked = head + nlmsg.attr(RTA_SRC, source) + nlmsg.attr(route_codec.RTA_DST, empty)
+    question = nlmsg.message(nlmsg.RTM_GETROUTE, 0, asked)[:-4]
     found: dict[IP, int] = {}
     for start in range(0, len(addresses), BATCH_MESSAGES):
         part = addresses[start : start + BATCH_MESSAGES]
         for ip, body in zip(part, sock.ask([question + ip for ip in part]), strict=True):
-            if body is not None and (ifindex := nl.u32(nl.parse_route(body)[1].get(nl.RTA_OIF))):
+            if body is not None and (ifindex := nlmsg.u32(route_codec.parse_route(body)[1].get(route_codec.RTA_OIF))):
                 found[ip] = ifindex
     return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flanneld.kernel import rtnl_codec as nl
-from flanneld.kernel.rtnl import Socket
+from flanneld.kernel import link_codec, nlmsg, route_codec
+from flanneld.kernel.nlsocket import Socket
 from flanneld.model.addr import IP, Family
 from flanneld.model.host import AddrInfo, DefaultRoute, HostNet, LinkInfo, Reach
 
@@ -21,11 +21,16 @@ def read_host_net(reach: Iterable[IP] = ()) -> HostNet:
     """
     sock = Socket()
     try:
-        links = [(*nl.decode_link(body), nl.is_running(body)) for body in sock.dump_all(nl.dump_links())]
-        addrs = [nl.parse_address(body) for body in sock.dump_all(nl.dump_addresses())]
-        defaults = [d for family in Family for body in sock.dump_all(nl.dump_routes(family)) if (d := _default(body))]
+        links = [
+            (*link_codec.decode_link(body), link_codec.is_running(body))
+            for body in sock.dump_all(link_codec.dump_links())
+        ]
+        addrs = [link_codec.parse_address(body) for body in sock.dump_all(link_codec.dump_addresses())]
+        defaults = [
+            d for family in Family for body in sock.dump_all(route_codec.dump_routes(family)) if (d := _default(body))
+        ]
         wanted = list(reach)
-        answers = sock.ask([nl.lookup_route(ip) for ip in wanted]) if wanted else []
+        answers = sock.ask([route_codec.lookup_route(ip) for ip in wanted]) if wanted else []
     finally:
         sock.close()
     return HostNet(
@@ -37,20 +42,25 @@ def read_host_net(reach: Iterable[IP] = ()) -> HostNet:
 
 
 def _default(body: memoryview) -> DefaultRoute | None:
-    head, found = nl.parse_route(body)
-    table = nl.u32(found.get(nl.RTA_TABLE)) or head[4]
-    if head[1] or nl.RTA_DST in found or table != nl.RT_TABLE_MAIN or head[7] != nl.RTN_UNICAST:
+    head, found = route_codec.parse_route(body)
+    table = nlmsg.u32(found.get(route_codec.RTA_TABLE)) or head[4]
+    if (
+        head[1]
+        or route_codec.RTA_DST in found
+        or table != route_codec.RT_TABLE_MAIN
+        or head[7] != route_codec.RTN_UNICAST
+    ):
         return None
-    gateway = found.get(nl.RTA_GATEWAY)
+    gateway = found.get(route_codec.RTA_GATEWAY)
     return DefaultRoute(
         Family(head[0]),
-        nl.u32(found.get(nl.RTA_OIF)),
+        nlmsg.u32(found.get(route_codec.RTA_OIF)),
         IP(gateway) if gateway else None,
-        nl.u32(found.get(nl.RTA_PRIORITY)),
+        nlmsg.u32(found.get(route_codec.RTA_PRIORITY)),
     )
 
 
 def _reach(body: memoryview) -> Reach:
-    _head, found = nl.parse_route(body)
-    source = found.get(nl.RTA_PREFSRC)
-    return Reach(nl.u32(found.get(nl.RTA_OIF)), IP(source) if source else None)
+    _head, found = route_codec.parse_route(body)
+    source = found.get(route_codec.RTA_PREFSRC)
+    return Reach(nlmsg.u32(found.get(route_codec.RTA_OIF)), IP(source) if source else None)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from flanneld.errors import KernelError
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import link_codec, neigh_codec, nlmsg, route_codec
 from flanneld.model.addr import IP, MAC
 from flanneld.model.objects import Address, Fdb, Link, Neighbour, Route
 
@@ -29,7 +29,8 @@ GROUP_TC = 0x8
 GROUP_ADDR4, GROUP_ROUTE4, GROUP_ADDR6, GROUP_ROUTE6 = 0x10, 0x40, 0x100, 0x400
 
 RTM_DELQDISC, RTM_DELTFILTER = 37, 45
-REMOVALS = frozenset({nl.RTM_DELLINK, RTM_DELQDISC, RTM_DELTFILTER})
+_ADDED = frozenset({nlmsg.RTM_NEWLINK, nlmsg.RTM_NEWADDR, nlmsg.RTM_NEWROUTE, nlmsg.RTM_NEWNEIGH})
+REMOVALS = frozenset({nlmsg.RTM_DELLINK, RTM_DELQDISC, RTM_DELTFILTER})
 
 SO_RCVBUFFORCE, SO_ATTACH_FILTER = 33, 26
 RECEIVE_BUFFER_BYTES = 8 << 20
@@ -113,15 +114,15 @@ class MissListener(_Listener):
     def __init__(self, answer: Callable[[list[Miss]], None], overrun: Callable[[], None]) -> None:
         super().__init__(GROUP_NEIGH, overrun)
         self._answer = answer
-        _accept_only(self._sock, nl.RTM_GETNEIGH)
+        _accept_only(self._sock, nlmsg.RTM_GETNEIGH)
 
     def take(self, datagrams: Sequence[bytes]) -> None:
         """Hand over all misses of one turn together, so that duplicates can be merged."""
         misses = [
-            Miss(*nl.decode_miss(body))
+            Miss(*neigh_codec.decode_miss(body))
             for datagram in datagrams
-            for kind, _flags, _seq, _pid, body in nl.messages(datagram)
-            if kind == nl.RTM_GETNEIGH
+            for kind, _flags, _seq, _pid, body in nlmsg.messages(datagram)
+            if kind == nlmsg.RTM_GETNEIGH
         ]
         if misses:
             self._answer(misses)
@@ -146,26 +147,26 @@ class HintListener(_Listener):
     def take(self, datagrams: Sequence[bytes]) -> None:
         """Hand over changes one by one, echoes of our own left out."""
         for datagram in datagrams:
-            for kind, _flags, _seq, pid, body in nl.messages(datagram):
+            for kind, _flags, _seq, pid, body in nlmsg.messages(datagram):
                 hint = self._decode(kind, body)
                 if hint is not None and pid not in self._own_ports:
                     self._hint(hint._replace(port=pid))
 
     def _decode(self, kind: int, body: memoryview) -> Hint | None:
         obj: Link | Address | Route | Neighbour | Fdb | None = None
-        if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
-            if body[0] == nl.AF_BRIDGE:
+        if kind in (nlmsg.RTM_NEWLINK, nlmsg.RTM_DELLINK):
+            if body[0] == nlmsg.AF_BRIDGE:
                 return None  # a bridge port's state, not a device's; DELLINK of this family means "left its bridge"
-            index, obj = nl.decode_link(body)
+            index, obj = link_codec.decode_link(body)
             self._names[index] = obj.name
-        elif kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
-            index, length, _flags, _scope, ip = nl.parse_address(body)
+        elif kind in (nlmsg.RTM_NEWADDR, nlmsg.RTM_DELADDR):
+            index, length, _flags, _scope, ip = link_codec.parse_address(body)
             obj = Address(self._names.get(index, ""), ip, length) if ip else None
-        elif kind in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
-            obj = nl.decode_route(body, self._names)
-        elif kind in (nl.RTM_NEWNEIGH, nl.RTM_DELNEIGH):
-            obj = nl.decode_neigh(body, self._names, any_state=True)
-        return Hint(kind in (nl.RTM_NEWLINK, nl.RTM_NEWADDR, nl.RTM_NEWROUTE, nl.RTM_NEWNEIGH), obj) if obj else None
+        elif kind in (nlmsg.RTM_NEWROUTE, nlmsg.RTM_DELROUTE):
+            obj = route_codec.decode_route(body, self._names)
+        elif kind in (nlmsg.RTM_NEWNEIGH, nlmsg.RTM_DELNEIGH):
+            obj = neigh_codec.decode_neigh(body, self._names, any_state=True)
+        return Hint(kind in _ADDED, obj) if obj else None
 
 
 class HookListener(_Listener):
@@ -180,7 +181,7 @@ class HookListener(_Listener):
     def take(self, datagrams: Sequence[bytes]) -> None:
         """One call for all that one turn brought."""
         for datagram in datagrams:
-            for kind, _flags, _seq, _pid, body in nl.messages(datagram):
+            for kind, _flags, _seq, _pid, body in nlmsg.messages(datagram):
                 # ifinfomsg and tcmsg both have their index at offset 4
                 if kind in REMOVALS and struct.unpack_from("=i", body, 4)[0] in self.devices:
                     self._removed()
@@ -209,7 +210,8 @@ def _drop_echoes(sock: socket.socket, own_ports: frozenset[int]) -> None:
     """
     ports = sorted(own_ports)
     links = [
-        (_EQUAL, len(ports) + 2 - i, 0, socket.htons(kind)) for i, kind in enumerate((nl.RTM_NEWLINK, nl.RTM_DELLINK))
+        (_EQUAL, len(ports) + 2 - i, 0, socket.htons(kind))
+        for i, kind in enumerate((nlmsg.RTM_NEWLINK, nlmsg.RTM_DELLINK))
     ]
     echoes = [(_EQUAL, len(ports) - i, 0, socket.htonl(port)) for i, port in enumerate(ports)]
     _filter(sock, [_TYPE, *links, _PORT, *echoes, _ACCEPT, _DROP])

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import nlmsg, route_codec
 from flanneld.model.addr import IP, Prefix
 from flanneld.model.objects import PROTO_OURS
 
@@ -74,11 +74,11 @@ class Nexthops:
         if len(body) < _NHMSG.size:
             return
         _family, _scope, proto, flags = _NHMSG.unpack_from(body)
-        found = nl.attrs(body, _NHMSG.size)
-        number, gateway = nl.u32(found.get(NHA_ID)), found.get(NHA_GATEWAY)
+        found = nlmsg.attrs(body, _NHMSG.size)
+        number, gateway = nlmsg.u32(found.get(NHA_ID)), found.get(NHA_GATEWAY)
         self._next = max(self._next, number + 1) if number >= FIRST_ID else self._next
         if proto == PROTO_OURS and gateway:
-            hop = Hop(nl.u32(found.get(NHA_OIF)), IP(gateway), bool(flags & nl.RTNH_F_ONLINK))
+            hop = Hop(nlmsg.u32(found.get(NHA_OIF)), IP(gateway), bool(flags & route_codec.RTNH_F_ONLINK))
             self._ids[hop], self._hops[number] = number, hop
 
     def seen_route(self, dst: Prefix, ifindex: int, number: int) -> None:
@@ -134,16 +134,16 @@ class Nexthops:
 
 def _create(number: int, hop: Hop) -> bytes:
     family = 2 if len(hop.gateway) == 4 else 10
-    flags = nl.RTNH_F_ONLINK if hop.onlink else 0
-    body = _NHMSG.pack(family, 0, PROTO_OURS, flags) + nl.attr(NHA_ID, struct.pack("=I", number))
-    body += nl.attr(NHA_OIF, struct.pack("=I", hop.ifindex)) + nl.attr(NHA_GATEWAY, hop.gateway)
-    return nl.message(RTM_NEWNEXTHOP, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, body)
+    flags = route_codec.RTNH_F_ONLINK if hop.onlink else 0
+    body = _NHMSG.pack(family, 0, PROTO_OURS, flags) + nlmsg.put_u32(NHA_ID, number)
+    body += nlmsg.put_u32(NHA_OIF, hop.ifindex) + nlmsg.attr(NHA_GATEWAY, hop.gateway)
+    return nlmsg.message(RTM_NEWNEXTHOP, nlmsg.NLM_F_CREATE | nlmsg.NLM_F_REPLACE, body)
 
 
 def _delete(number: int) -> bytes:
-    return nl.message(RTM_DELNEXTHOP, 0, _NHMSG.pack(0, 0, 0, 0) + nl.attr(NHA_ID, struct.pack("=I", number)))
+    return nlmsg.message(RTM_DELNEXTHOP, 0, _NHMSG.pack(0, 0, 0, 0) + nlmsg.put_u32(NHA_ID, number))
 
 
 def dump() -> bytes:
     """Ask for all nexthop objects."""
-    return nl.message(RTM_GETNEXTHOP, nl.NLM_F_DUMP, _NHMSG.pack(0, 0, 0, 0))
+    return nlmsg.message(RTM_GETNEXTHOP, nlmsg.NLM_F_DUMP, _NHMSG.pack(0, 0, 0, 0))

@@ -12,15 +12,14 @@ import asyncio
 import errno
 import logging
 import socket
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from flanneld.contracts import Failure
 from flanneld.errors import KernelError
-from flanneld.kernel import nexthops
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import link_codec, neigh_codec, nexthops, route_codec
 from flanneld.kernel.nexthops import Hop, Nexthops
+from flanneld.kernel.nlsocket import BATCH_MESSAGES, DUMP_RETRIES, Socket
 from flanneld.model.addr import IP, MAC, Family
 from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Route, RouteKind, Sysctl
 from flanneld.model.state import State
@@ -28,154 +27,6 @@ from flanneld.plan.diff import Op, Verb
 from flanneld.plan.ownership import Ownership
 
 log = logging.getLogger("flanneld.kernel")
-
-SOL_NETLINK = 270
-NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK = 11, 12, 10
-BATCH_MESSAGES = 64
-"""Messages in one send. More gains nothing (style section 1), and their answers fit any receive buffer."""
-RECEIVE_BYTES = 1 << 16
-"""Twice the largest piece of a dump (net/netlink/af_netlink.c netlink_dump)."""
-_HEAD = struct.Struct("=IHH")
-_HEADER = struct.Struct("=IHHII")
-DUMP_RETRIES = 5
-
-
-class Socket:
-    """One NETLINK_ROUTE request socket.
-
-    Raises:
-        KernelError: the kernel refuses the socket (no netlink in this sandbox).
-    """
-
-    def __init__(self) -> None:
-        try:
-            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-            self._sock.bind((0, 0))
-        except OSError as exc:
-            raise KernelError("open a route netlink socket", exc.errno or 0) from exc
-        for option in (NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, NETLINK_CAP_ACK):
-            self._sock.setsockopt(SOL_NETLINK, option, 1)
-        # Answers are there when send returns; the deadline only keeps a kernel bug from hanging the daemon.
-        self._sock.settimeout(5)
-        self.port_id: int = self._sock.getsockname()[0]
-        self._seq = 0
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
-
-    def batch(self, requests: Sequence[bytes]) -> list[tuple[int, str]]:
-        """Send requests and return each one's (errno, kernel's message); errno 0 is success.
-
-        A batch is not a transaction: each message succeeds or fails alone (style section 1).
-        """
-        results: list[tuple[int, str]] = []
-        for start in range(0, len(requests), BATCH_MESSAGES):
-            results += self._batch(requests[start : start + BATCH_MESSAGES])
-        return results
-
-    def _batch(self, requests: Sequence[bytes]) -> list[tuple[int, str]]:
-        """One datagram. Only the last request asks for an answer: the kernel works in order and reports every
-        error, so what it has not complained of by then has succeeded."""
-        first = self._seq + 1
-        self._send(requests, nl.NLM_F_ACK)
-        results = [(0, "")] * len(requests)
-        answered = False
-        while not answered:
-            for kind, flags, seq, _pid, body in nl.messages(self._receive()):
-                at = seq - first
-                if kind == nl.NLMSG_ERROR and 0 <= at < len(requests):
-                    results[at] = nl.parse_error(body, flags)
-                    answered = at == len(requests) - 1
-        return results
-
-    def dump(self, request: bytes) -> Iterator[list[tuple[int, memoryview]]]:
-        """Yield the (type, body) messages of a dump, one datagram at a time.
-
-        Raises:
-            KernelError: the kernel refused, or was interrupted (code EINTR: ask again). Also at the end of a
-                dump that began well: what came until then is not the whole.
-        """
-        self._send([request], 0)
-        while True:
-            found: list[tuple[int, memoryview]] = []
-            done = False
-            for kind, flags, seq, _pid, body in nl.messages(self._receive()):
-                if seq != self._seq:
-                    continue
-                if flags & nl.NLM_F_DUMP_INTR:
-                    self._drain()
-                    raise KernelError("read kernel tables", errno.EINTR)
-                if kind == nl.NLMSG_DONE:
-                    done = True
-                    code, text = nl.parse_done(body, flags)
-                    if code:
-                        raise KernelError("read kernel tables", code, text)
-                elif kind == nl.NLMSG_ERROR:
-                    code, text = nl.parse_error(body, flags)
-                    raise KernelError("read kernel tables", code, text)
-                else:
-                    found.append((kind, body))
-            yield found
-            if done:
-                return
-
-    def dump_all(self, request: bytes) -> list[memoryview]:
-        """The bodies of a whole dump; asks again when a change interrupts it.
-
-        Raises:
-            KernelError: the kernel refused, or keeps changing under the dump.
-        """
-        for _ in range(DUMP_RETRIES - 1):
-            try:
-                return [body for part in self.dump(request) for _kind, body in part]
-            except KernelError as exc:
-                if exc.code != errno.EINTR:
-                    raise
-        return [body for part in self.dump(request) for _kind, body in part]
-
-    def ask(self, requests: Sequence[bytes]) -> list[memoryview | None]:
-        """Send get requests and return each one's answer, None where the kernel had an error."""
-        first = self._seq + 1
-        self._send(requests, 0)
-        answers: dict[int, memoryview | None] = {}
-        while len(answers) < len(requests):
-            for kind, _flags, seq, _pid, body in nl.messages(self._receive()):
-                if first <= seq < first + len(requests):  # else left over from a request that was given up
-                    answers[seq] = None if kind == nl.NLMSG_ERROR else body
-        return [answers.get(first + i) for i in range(len(requests))]
-
-    def _send(self, requests: Sequence[bytes], flags_of_last: int) -> None:
-        parts: list[bytes] = []
-        for request in requests:
-            self._seq = self._seq % 0x7FFFFFFF + 1
-            size, kind, flags = _HEAD.unpack_from(request)
-            if len(parts) == 2 * len(requests) - 2:
-                flags |= flags_of_last
-            parts.append(_HEADER.pack(size, kind, flags, self._seq, 0))
-            parts.append(request[nl.HEADER_BYTES :])
-        try:
-            self._sock.send(b"".join(parts))
-        except OSError as exc:
-            raise KernelError("send to the kernel", exc.errno or 0) from exc
-
-    def _receive(self) -> bytes:
-        try:
-            return self._sock.recv(RECEIVE_BYTES)
-        except TimeoutError as exc:
-            raise KernelError("wait for the kernel's answer", errno.ETIMEDOUT) from exc
-        except OSError as exc:
-            raise KernelError("read the kernel's answer", exc.errno or 0) from exc
-
-    def _drain(self) -> None:
-        self._sock.settimeout(0)
-        try:
-            while self._sock.recv(RECEIVE_BYTES):
-                pass
-        except OSError:
-            pass
-        self._sock.settimeout(5)
-
 
 # Deleting what is gone and adding what is there are successes (style section 6): errno by verb and kind.
 _GONE: dict[type, frozenset[int]] = {
@@ -242,8 +93,8 @@ class Rtnl:
     async def _read(self, own: Ownership) -> State:
         state = State()
         names: dict[int, str] = {}
-        for _kind, body in await self._collect(nl.dump_links()):
-            index, link = nl.decode_link(body)
+        for _kind, body in await self._collect(link_codec.dump_links()):
+            index, link = link_codec.decode_link(body)
             names[index] = link.name
             if own.owns(link):
                 state.add(link)
@@ -254,9 +105,9 @@ class Rtnl:
         for index in ours:
             await self._read_device(state, index, ours)
         for family in {network.family for network in own.networks}:
-            wanted = [nl.dump_routes(family, proto=PROTO_OURS)]
+            wanted = [route_codec.dump_routes(family, proto=PROTO_OURS)]
             if underlay := self._index.get(own.underlay):
-                wanted.append(nl.dump_routes(family, ifindex=underlay))
+                wanted.append(route_codec.dump_routes(family, ifindex=underlay))
             for request in wanted:
                 await self._add_routes(state, request, names)
         if self._tidies:
@@ -278,28 +129,28 @@ class Rtnl:
             log.info("this kernel has no nexthop objects, large networks will be slower to program: %s", exc)
 
     async def _read_device(self, state: State, index: int, ours: dict[int, str]) -> None:
-        for _kind, body in await self._collect(nl.dump_addresses(index)):
-            ifindex, length, _flags, _scope, ip = nl.parse_address(body)
+        for _kind, body in await self._collect(link_codec.dump_addresses(index)):
+            ifindex, length, _flags, _scope, ip = link_codec.parse_address(body)
             if ip and ifindex == index:
                 state.add(Address(ours[index], ip, length))
         for bridge in (True, False):
-            for _kind, body in await self._collect(nl.dump_neighbours(index, bridge=bridge)):
-                obj = nl.decode_neigh(body, ours)
+            for _kind, body in await self._collect(neigh_codec.dump_neighbours(index, bridge=bridge)):
+                obj = neigh_codec.decode_neigh(body, ours)
                 if obj is not None:
                     state.add(obj)
-                elif not bridge and (asked := nl.decode_unresolved(body, ours)):
+                elif not bridge and (asked := neigh_codec.decode_unresolved(body, ours)):
                     state.unresolved[asked] = None
         for family in Family:
-            await self._add_routes(state, nl.dump_routes(family, ifindex=index), ours)
+            await self._add_routes(state, route_codec.dump_routes(family, ifindex=index), ours)
 
     async def _add_routes(self, state: State, request: bytes, names: dict[int, str]) -> None:
         for _kind, body in await self._collect(request):
-            route = nl.decode_route(body, names)
+            route = route_codec.decode_route(body, names)
             if route is None or route in state.routes:  # seen on its device and by its protocol
                 continue
             state.add(route)
             if route.gateway:
-                self._nexthops.seen_route(route.dst, *nl.nexthop_of(body))
+                self._nexthops.seen_route(route.dst, *route_codec.nexthop_of(body))
 
     async def _collect(self, request: bytes) -> list[tuple[int, memoryview]]:
         """A whole dump; the loop gets a turn now and then, between dumps, never inside one.
@@ -315,25 +166,28 @@ class Rtnl:
 
     def links(self) -> dict[str, Link]:
         """All devices by name."""
-        return {link.name: link for _index, link in map(nl.decode_link, self._sock.dump_all(nl.dump_links()))}
+        return {
+            link.name: link
+            for _index, link in map(link_codec.decode_link, self._sock.dump_all(link_codec.dump_links()))
+        }
 
     def addresses(self) -> list[Address]:
         """All addresses of all devices."""
         names = dict(socket.if_nameindex())
-        found = [nl.parse_address(body) for body in self._sock.dump_all(nl.dump_addresses())]
+        found = [link_codec.parse_address(body) for body in self._sock.dump_all(link_codec.dump_addresses())]
         return [Address(names.get(index, ""), ip, length) for index, length, _flags, _scope, ip in found if ip]
 
     def routes(self) -> list[Route]:
         """The main table, of both families: what of it could be anybody's like us."""
         names = dict(socket.if_nameindex())
-        bodies = [body for family in Family for body in self._sock.dump_all(nl.dump_routes(family))]
-        return [route for body in bodies if (route := nl.decode_route(body, names))]
+        bodies = [body for family in Family for body in self._sock.dump_all(route_codec.dump_routes(family))]
+        return [route for body in bodies if (route := route_codec.decode_route(body, names))]
 
     def has_l2miss(self, name: str) -> bool:
         """Whether a device is a vxlan one that tells of unknown MACs; Go flanneld makes those anew (contract 6.12)."""
         index = self.index(name)
-        links = ((nl.decode_link(body)[0], body) for body in self._sock.dump_all(nl.dump_links()))
-        return any(nl.has_l2miss(body) for found, body in links if found == index)
+        links = ((link_codec.decode_link(body)[0], body) for body in self._sock.dump_all(link_codec.dump_links()))
+        return any(link_codec.has_l2miss(body) for found, body in links if found == index)
 
     def onlink(self, addresses: Sequence[IP]) -> dict[IP, str]:
         """By address, the interface through which the kernel reaches it without a gateway (contract 6.19)."""
@@ -341,8 +195,8 @@ class Rtnl:
         names = {index: name for name, index in self._index.items()}
         for start in range(0, len(addresses), BATCH_MESSAGES):
             part = addresses[start : start + BATCH_MESSAGES]
-            for ip, body in zip(part, self._sock.ask([nl.lookup_route(ip) for ip in part]), strict=True):
-                name = names.get(nl.direct_device(body)) if body is not None else None
+            for ip, body in zip(part, self._sock.ask([route_codec.lookup_route(ip) for ip in part]), strict=True):
+                name = names.get(route_codec.direct_device(body)) if body is not None else None
                 if name:
                     result[ip] = name
         return result
@@ -350,13 +204,13 @@ class Rtnl:
     def idle_s(self, device: str) -> dict[MAC, float]:
         """By MAC, seconds since a packet used the forwarding entry: the kernel's own clock (dependencies 3.4)."""
         index = self.index(device)
-        return dict(map(nl.decode_idle, self._sock.dump_all(nl.dump_neighbours(index, bridge=True))))
+        return dict(map(neigh_codec.decode_idle, self._sock.dump_all(neigh_codec.dump_neighbours(index, bridge=True))))
 
     def answered(self, device: str) -> list[Neighbour]:
         """The non-permanent neighbours of a device: answers to misses that have not aged out yet."""
         index = self.index(device)
-        dump = self._sock.dump_all(nl.dump_neighbours(index, bridge=False))
-        found = [nl.decode_neigh(body, {index: device}) for body in dump]
+        dump = self._sock.dump_all(neigh_codec.dump_neighbours(index, bridge=False))
+        found = [neigh_codec.decode_neigh(body, {index: device}) for body in dump]
         return [entry for entry in found if isinstance(entry, Neighbour) and not entry.permanent]
 
     # ---- writing ------------------------------------------------------------------------------
@@ -424,25 +278,27 @@ class Rtnl:
 
     def _set_over_netlink(self, obj: Sysctl, refusal: OSError) -> None:
         _net, version, kind, device, name = obj.path.split("/")
-        if kind != "neigh" or name not in nl.NEIGH_SETTINGS:
+        if kind != "neigh" or name not in neigh_codec.NEIGH_SETTINGS:
             # What remains are router advertisements and duplicate address detection on a device that hears
             # neither: worth a line, not worth a host (flannel ignores the error as well, contract 6.13).
             log.warning("%s cannot be set, /proc/sys is read-only: going on without", obj)
             self._given_up[obj.path] = obj.value
             return
         family = Family.V4 if version == "ipv4" else Family.V6
-        ((code, text),) = self._sock.batch([nl.neigh_setting(family, self.index(device), name, int(obj.value))])
+        ((code, text),) = self._sock.batch(
+            [neigh_codec.neigh_setting(family, self.index(device), name, int(obj.value))]
+        )
         if code:
             raise KernelError(f"set {obj}", code, text)
 
     def _create(self, op: Op) -> None:
         if not isinstance(op.obj, Link):
             raise TypeError(f"only links are created: {op}")
-        ((code, text),) = self._sock.batch([nl.link_create(op.obj)])
+        ((code, text),) = self._sock.batch([link_codec.link_create(op.obj)])
         if code:
             raise KernelError(str(op), code, text)
         self._index.pop(op.obj.name, None)
-        self._sock.batch([nl.link_alias(op.obj, self.index(op.obj.name))])
+        self._sock.batch([link_codec.link_alias(op.obj, self.index(op.obj.name))])
 
     def remake(self, link: Link, then: Sequence[Op]) -> list[Failure]:
         """Make a device anew as Go flanneld would, without ``l2miss`` and mark, and do operations at once after it.
@@ -450,7 +306,10 @@ class Rtnl:
         Raises:
             KernelError: the device could not be made; it is gone.
         """
-        requests = [nl.link_delete(self.index(link.name)), nl.link_create(link._replace(up=False), l2miss=False)]
+        requests = [
+            link_codec.link_delete(self.index(link.name)),
+            link_codec.link_create(link._replace(up=False), l2miss=False),
+        ]
         for code, text in self._sock.batch(requests):
             if code:
                 raise KernelError(f"make {link.name} anew", code, text)
@@ -479,13 +338,13 @@ class Rtnl:
         obj, delete = op.obj, op.verb is Verb.DELETE
         match obj:
             case Fdb():
-                return [nl.fdb(obj, self.index(obj.link), delete=delete)]
+                return [neigh_codec.fdb(obj, self.index(obj.link), delete=delete)]
             case Neighbour():
-                return [nl.neighbour(obj, self.index(obj.link), delete=delete)]
+                return [neigh_codec.neighbour(obj, self.index(obj.link), delete=delete)]
             case Route():
                 return self._encode_route(op, obj)
             case Address():
-                return [nl.address(obj, self.index(obj.link), delete=delete)]
+                return [link_codec.address(obj, self.index(obj.link), delete=delete)]
             case Link():
                 return self._encode_link(op, obj)
             case Sysctl():
@@ -496,19 +355,19 @@ class Rtnl:
     def _encode_route(self, op: Op, obj: Route) -> list[bytes]:
         if not obj.gateway:
             replace = op.was is not None
-            return [nl.route(obj, self._route_index(obj), delete=op.verb is Verb.DELETE, replace=replace)]
+            return [route_codec.route(obj, self._route_index(obj), delete=op.verb is Verb.DELETE, replace=replace)]
         hop = Hop(self._route_index(obj), obj.gateway, obj.onlink)
         if op.verb is Verb.DELETE:
             number, after = self._nexthops.drop(obj.dst)
-            return [nl.route(obj, hop.ifindex, delete=True, nexthop=number), *after]
+            return [route_codec.route(obj, hop.ifindex, delete=True, nexthop=number), *after]
         number, before, after = self._nexthops.put(obj.dst, hop)
-        return [*before, nl.route(obj, hop.ifindex, replace=op.was is not None, nexthop=number), *after]
+        return [*before, route_codec.route(obj, hop.ifindex, replace=op.was is not None, nexthop=number), *after]
 
     def _route_at(self, obj: Route) -> Route | None:
         """The route that holds a destination now."""
-        (body,) = self._sock.ask([nl.match_route(obj.dst)])
+        (body,) = self._sock.ask([route_codec.match_route(obj.dst)])
         names = {index: name for name, index in self._index.items()}
-        return nl.decode_route(body, names) if body is not None else None
+        return route_codec.decode_route(body, names) if body is not None else None
 
     def _route_index(self, obj: Route) -> int:
         if obj.link.startswith("#"):
@@ -519,10 +378,10 @@ class Rtnl:
         index = self.index(obj.name)
         if op.verb is Verb.DELETE:
             del self._index[obj.name]
-            return [nl.link_delete(index)]
+            return [link_codec.link_delete(index)]
         was = op.was if isinstance(op.was, Link) else None
-        alias = [nl.link_alias(obj, index)] if was is None or was.alias != obj.alias else []
-        return [*nl.link_set(obj, was, index), *alias]
+        alias = [link_codec.link_alias(obj, index)] if was is None or was.alias != obj.alias else []
+        return [*link_codec.link_set(obj, was, index), *alias]
 
 
 def _read_sysctls(paths: Iterable[str], state: State) -> None:

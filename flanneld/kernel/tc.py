@@ -16,8 +16,8 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from flanneld.errors import KernelError
-from flanneld.kernel import rtnl_codec as nl
-from flanneld.kernel.rtnl import Socket
+from flanneld.kernel import nlmsg
+from flanneld.kernel.nlsocket import Socket
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 37, 44, 45, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
@@ -54,8 +54,8 @@ def ensure_clsact(sock: Socket, ifindex: int) -> None:
     Raises:
         KernelError: no such device, no permission, or the kernel was built without it.
     """
-    body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + nl.attr(TCA_KIND, b"clsact\0")
-    ((code, text),) = sock.batch([nl.message(RTM_NEWQDISC, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)])
+    body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + nlmsg.attr(TCA_KIND, b"clsact\0")
+    ((code, text),) = sock.batch([nlmsg.message(RTM_NEWQDISC, nlmsg.NLM_F_CREATE | nlmsg.NLM_F_EXCL, body)])
     if code == errno.ENOENT:
         text = "this kernel was built without CONFIG_NET_SCH_INGRESS, or the module sch_ingress is missing"
     if code not in (0, errno.EEXIST):
@@ -65,7 +65,7 @@ def ensure_clsact(sock: Socket, ifindex: int) -> None:
 def is_idle(sock: Socket, ifindex: int, but: str) -> bool:
     """Whether nobody's filter, of whatever kind, hangs on a device, but for the eBPF filter of one name."""
     for direction in Direction:
-        request = nl.message(RTM_GETTFILTER, nl.NLM_F_DUMP, _TCMSG.pack(0, ifindex, 0, direction, 0))
+        request = nlmsg.message(RTM_GETTFILTER, nlmsg.NLM_F_DUMP, _TCMSG.pack(0, ifindex, 0, direction, 0))
         for part in sock.dump(request):
             for kind, body in part:
                 if kind != RTM_NEWTFILTER or not _TCMSG.unpack_from(body)[2]:
@@ -82,8 +82,8 @@ def remove_clsact(sock: Socket, ifindex: int) -> None:
     Raises:
         KernelError: refused; one that is gone already is fine.
     """
-    body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + nl.attr(TCA_KIND, b"clsact\0")
-    ((code, text),) = sock.batch([nl.message(RTM_DELQDISC, 0, body)])
+    body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + nlmsg.attr(TCA_KIND, b"clsact\0")
+    ((code, text),) = sock.batch([nlmsg.message(RTM_DELQDISC, 0, body)])
     if code not in (0, errno.ENOENT, errno.EINVAL, errno.ENODEV):
         raise KernelError(f"remove qdisc clsact from device {ifindex}", code, text)
 
@@ -106,12 +106,12 @@ def attach(
     """
     present = find(sock, ifindex, direction, name)
     options = (
-        nl.attr(TCA_BPF_FD, struct.pack("=I", program_fd))
-        + nl.attr(TCA_BPF_NAME, name.encode() + b"\0")
-        + nl.attr(TCA_BPF_FLAGS, struct.pack("=I", TCA_BPF_FLAG_ACT_DIRECT))
+        nlmsg.put_u32(TCA_BPF_FD, program_fd)
+        + nlmsg.attr(TCA_BPF_NAME, name.encode() + b"\0")
+        + nlmsg.put_u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
     )
     one = present or Filter(priority, _HANDLE_BY_KERNEL, name, 0)
-    request = _request(RTM_NEWTFILTER, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, ifindex, direction, one, options)
+    request = _request(RTM_NEWTFILTER, nlmsg.NLM_F_CREATE | nlmsg.NLM_F_REPLACE, ifindex, direction, one, options)
     ((code, text),) = sock.batch([request])
     if code == errno.ENOENT:
         text = "this kernel was built without CONFIG_NET_CLS_BPF, or the module cls_bpf is missing"
@@ -141,7 +141,7 @@ def find(sock: Socket, ifindex: int, direction: Direction, name: str) -> Filter 
 
 def filters(sock: Socket, ifindex: int, direction: Direction) -> list[Filter]:
     """All eBPF filters of a device in one direction, whoever's; none where there is no such device or qdisc."""
-    request = nl.message(RTM_GETTFILTER, nl.NLM_F_DUMP, _TCMSG.pack(0, ifindex, 0, direction, 0))
+    request = nlmsg.message(RTM_GETTFILTER, nlmsg.NLM_F_DUMP, _TCMSG.pack(0, ifindex, 0, direction, 0))
     found = []
     for part in sock.dump(request):
         for kind, body in part:
@@ -152,16 +152,16 @@ def filters(sock: Socket, ifindex: int, direction: Direction) -> list[Filter]:
 
 def _request(kind: int, flags: int, ifindex: int, direction: Direction, one: Filter, options: bytes) -> bytes:
     info = one.priority << 16 | _PROTOCOL
-    body = _TCMSG.pack(0, ifindex, one.handle, direction, info) + nl.attr(TCA_KIND, b"bpf\0")
-    return nl.message(kind, flags, body + (nl.attr(TCA_OPTIONS, options) if options else b""))
+    body = _TCMSG.pack(0, ifindex, one.handle, direction, info) + nlmsg.attr(TCA_KIND, b"bpf\0")
+    return nlmsg.message(kind, flags, body + (nlmsg.attr(TCA_OPTIONS, options) if options else b""))
 
 
 def _decode(body: memoryview) -> Filter | None:
     """None for a filter of another kind, and for the head of a priority, which is listed too, with handle 0."""
     _family, _ifindex, handle, _parent, info = _TCMSG.unpack_from(body)
-    found = nl.attrs(body, _TCMSG.size)
+    found = nlmsg.attrs(body, _TCMSG.size)
     if found.get(TCA_KIND, b"").rstrip(b"\0") != b"bpf" or not handle or TCA_OPTIONS not in found:
         return None
-    options = nl.attrs(found[TCA_OPTIONS], 0)
+    options = nlmsg.attrs(found[TCA_OPTIONS], 0)
     name = options.get(TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
-    return Filter(info >> 16, handle, name, nl.u32(options.get(TCA_BPF_ID)))
+    return Filter(info >> 16, handle, name, nlmsg.u32(options.get(TCA_BPF_ID)))

@@ -15,8 +15,8 @@ import socket
 import struct
 
 from flanneld.errors import KernelError
-from flanneld.kernel import rtnl_codec as nl
-from flanneld.kernel.rtnl import Socket
+from flanneld.kernel import link_codec, nlmsg
+from flanneld.kernel.nlsocket import Socket
 
 SIOCETHTOOL, SIOCGIFHWADDR = 0x8946, 0x8927
 ETHTOOL_STXCSUM, ETHTOOL_STSO = 0x17, 0x1F
@@ -68,7 +68,7 @@ def remove_pair(sock: Socket, left: str) -> None:
         ifindex = socket.if_nametoindex(left)
     except OSError:
         return
-    ((code, text),) = sock.batch([nl.link_delete(ifindex)])
+    ((code, text),) = sock.batch([link_codec.link_delete(ifindex)])
     if code not in GONE:
         raise KernelError(f"remove device {left}", code, text)
 
@@ -92,10 +92,12 @@ def link_header_bytes(name: str) -> int:
 
 def _create(sock: Socket, left: str, right: str, mtu: int) -> None:
     head = _IFINFO.pack(0, 0, 0, 0, 0)
-    peer = nl.attr(VETH_INFO_PEER | nl.NLA_F_NESTED, head + _named(right, mtu))
-    info = nl.attr(nl.IFLA_INFO_KIND, b"veth\0") + nl.attr(nl.IFLA_INFO_DATA | nl.NLA_F_NESTED, peer)
-    body = head + _named(left, mtu) + nl.attr(nl.IFLA_LINKINFO | nl.NLA_F_NESTED, info)
-    ((code, text),) = sock.batch([nl.message(nl.RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, body)])
+    peer = nlmsg.attr(VETH_INFO_PEER | nlmsg.NLA_F_NESTED, head + _named(right, mtu))
+    info = nlmsg.attr(link_codec.IFLA_INFO_KIND, b"veth\0") + nlmsg.attr(
+        link_codec.IFLA_INFO_DATA | nlmsg.NLA_F_NESTED, peer
+    )
+    body = head + _named(left, mtu) + nlmsg.attr(link_codec.IFLA_LINKINFO | nlmsg.NLA_F_NESTED, info)
+    ((code, text),) = sock.batch([nlmsg.message(nlmsg.RTM_NEWLINK, nlmsg.NLM_F_CREATE | nlmsg.NLM_F_EXCL, body)])
     if code == errno.EOPNOTSUPP:
         text = "this kernel was built without CONFIG_VETH, or the module veth is missing"
     if code == errno.EEXIST:
@@ -105,18 +107,20 @@ def _create(sock: Socket, left: str, right: str, mtu: int) -> None:
 
 
 def _named(name: str, mtu: int) -> bytes:
-    return nl.attr(nl.IFLA_IFNAME, name.encode() + b"\0") + nl.attr(nl.IFLA_MTU, struct.pack("=I", mtu))
+    return nlmsg.attr(link_codec.IFLA_IFNAME, name.encode() + b"\0") + nlmsg.attr(
+        link_codec.IFLA_MTU, struct.pack("=I", mtu)
+    )
 
 
 def _settle(sock: Socket, name: str, ifindex: int) -> None:
     """One segment a packet, no IPv6 address of its own (so no router solicitations), up."""
-    none = nl.attr(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,)))
-    ipv6 = nl.attr(IFLA_AF_SPEC | nl.NLA_F_NESTED, nl.attr(socket.AF_INET6 | nl.NLA_F_NESTED, none))
+    none = nlmsg.attr(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,)))
+    ipv6 = nlmsg.attr(IFLA_AF_SPEC | nlmsg.NLA_F_NESTED, nlmsg.attr(socket.AF_INET6 | nlmsg.NLA_F_NESTED, none))
     still = _IFINFO.pack(0, 0, ifindex, 0, 0)
-    up = _IFINFO.pack(0, 0, ifindex, nl.IFF_UP, nl.IFF_UP)
-    segments = nl.attr(IFLA_GSO_MAX_SEGS, struct.pack("=I", 1))
+    up = _IFINFO.pack(0, 0, ifindex, link_codec.IFF_UP, link_codec.IFF_UP)
+    segments = nlmsg.attr(IFLA_GSO_MAX_SEGS, struct.pack("=I", 1))
     _quiet, (code, text) = sock.batch(  # without IPv6 in the kernel the first is refused, and not needed
-        [nl.message(nl.RTM_NEWLINK, 0, still + ipv6), nl.message(nl.RTM_NEWLINK, 0, up + segments)]
+        [nlmsg.message(nlmsg.RTM_NEWLINK, 0, still + ipv6), nlmsg.message(nlmsg.RTM_NEWLINK, 0, up + segments)]
     )
     if code:
         raise KernelError(f"bring up device {name}", code, text)

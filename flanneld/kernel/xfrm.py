@@ -10,7 +10,7 @@ import socket
 import struct
 
 from flanneld.errors import KernelError
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import nlmsg
 
 NETLINK_XFRM = 6
 XFRM_MSG_NEWSPDINFO, XFRM_MSG_GETSPDINFO = 36, 37
@@ -24,7 +24,7 @@ def has_policies() -> bool:
     Raises:
         KernelError: the kernel does not answer.
     """
-    request = nl.message(XFRM_MSG_GETSPDINFO, 0, struct.pack("=I", 0))
+    request = nlmsg.message(XFRM_MSG_GETSPDINFO, 0, struct.pack("=I", 0))
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_XFRM) as sock:
             sock.settimeout(5)
@@ -34,8 +34,8 @@ def has_policies() -> bool:
         if exc.errno == errno.EPROTONOSUPPORT:
             return False  # a kernel without IPsec
         raise KernelError("count IPsec policies", exc.errno or 0) from exc
-    for kind, _flags, _seq, _pid, body in nl.messages(answer):
-        counts = nl.attrs(body, 4).get(XFRMA_SPD_INFO, b"") if kind == XFRM_MSG_NEWSPDINFO else b""
+    for kind, _flags, _seq, _pid, body in nlmsg.messages(answer):
+        counts = nlmsg.attrs(body, 4).get(XFRMA_SPD_INFO, b"") if kind == XFRM_MSG_NEWSPDINFO else b""
         if len(counts) >= 8:
             incoming, outgoing = struct.unpack_from("=II", counts)
             return bool(incoming or outgoing)

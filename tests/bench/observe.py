@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flanneld.errors import Unavailable
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import neigh_codec, nlmsg, route_codec
 from flanneld.kernel.listen import GROUP_NEIGH, GROUP_ROUTE4, SO_RCVBUFFORCE
 from flanneld.lab import netns
 from flanneld.lab.node import Node
@@ -92,7 +92,7 @@ class Goal:
         return not self._missing
 
     def _decode(self, at: int, datagram: bytes) -> None:
-        for kind, _flags, _seq, _pid, body in nl.messages(datagram):
+        for kind, _flags, _seq, _pid, body in nlmsg.messages(datagram):
             found = decode(kind, body)
             if found is None or found[0] not in self._wanted:
                 continue
@@ -107,15 +107,15 @@ class Goal:
 
 def decode(kind: int, body: memoryview) -> tuple[Key, bool] | None:
     """The entry that a notification is about and whether it is there now."""
-    if kind in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
-        found = nl.parse_route(body)[1]
-        return ("route", found.get(nl.RTA_DST, b"")), kind == nl.RTM_NEWROUTE
-    if kind in (nl.RTM_NEWNEIGH, nl.RTM_DELNEIGH):
-        family, _index, state, found = nl.parse_neigh(body)
-        present = kind == nl.RTM_NEWNEIGH and bool(state & (nl.NUD_PERMANENT | nl.NUD_ANSWERED))
-        if family == nl.AF_BRIDGE:
-            return ("fdb", found.get(nl.NDA_LLADDR, b"")), present
-        return ("neigh", found.get(nl.NDA_DST, b"")), present
+    if kind in (nlmsg.RTM_NEWROUTE, nlmsg.RTM_DELROUTE):
+        found = route_codec.parse_route(body)[1]
+        return ("route", found.get(route_codec.RTA_DST, b"")), kind == nlmsg.RTM_NEWROUTE
+    if kind in (nlmsg.RTM_NEWNEIGH, nlmsg.RTM_DELNEIGH):
+        family, _index, state, found = neigh_codec.parse_neigh(body)
+        present = kind == nlmsg.RTM_NEWNEIGH and bool(state & (neigh_codec.NUD_PERMANENT | neigh_codec.NUD_ANSWERED))
+        if family == nlmsg.AF_BRIDGE:
+            return ("fdb", found.get(neigh_codec.NDA_LLADDR, b"")), present
+        return ("neigh", found.get(neigh_codec.NDA_DST, b"")), present
     return None
 
 

@@ -23,7 +23,7 @@ from flanneld.ctl.docker_opts import read_env
 from flanneld.ctl.lease_view import View, as_json, details
 from flanneld.errors import ConfigError, FlannelError, KernelError, PeerDataError, Unavailable, UsageError
 from flanneld.goflags import scan
-from flanneld.kernel import nft, rtnl_codec, xtables
+from flanneld.kernel import link_codec, neigh_codec, nft, nlmsg, route_codec, xtables
 from flanneld.kernel.nft_events import _attributes, _messages, _table_and_chain
 from flanneld.model import cni_conf, remembered, subnet_env
 from flanneld.model.addr import IP, MAC, Family, Prefix
@@ -251,21 +251,20 @@ def files(raw: bytes) -> None:
 
 def netlink(raw: bytes) -> None:
     """A datagram of the kernel. What is cut short is left out, and nothing else goes wrong (contract of messages)."""
-    nl = rtnl_codec
-    for kind, message_flags, _seq, _pid, body in nl.messages(raw):
-        if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
-            nl.decode_link(body), nl.has_l2miss(body), nl.is_running(body)
-        elif kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
-            nl.parse_address(body)
-        elif kind in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE):
-            nl.decode_route(body, LINKS), nl.nexthop_of(body), nl.direct_device(body)
-        elif kind in (nl.RTM_NEWNEIGH, nl.RTM_DELNEIGH, nl.RTM_GETNEIGH):
-            nl.decode_neigh(body, LINKS), nl.decode_neigh(body, LINKS, any_state=True)
-            nl.decode_unresolved(body, LINKS), nl.decode_miss(body)
+    for kind, message_flags, _seq, _pid, body in nlmsg.messages(raw):
+        if kind in (nlmsg.RTM_NEWLINK, nlmsg.RTM_DELLINK):
+            link_codec.decode_link(body), link_codec.has_l2miss(body), link_codec.is_running(body)
+        elif kind in (nlmsg.RTM_NEWADDR, nlmsg.RTM_DELADDR):
+            link_codec.parse_address(body)
+        elif kind in (nlmsg.RTM_NEWROUTE, nlmsg.RTM_DELROUTE):
+            route_codec.decode_route(body, LINKS), route_codec.nexthop_of(body), route_codec.direct_device(body)
+        elif kind in (nlmsg.RTM_NEWNEIGH, nlmsg.RTM_DELNEIGH, nlmsg.RTM_GETNEIGH):
+            neigh_codec.decode_neigh(body, LINKS), neigh_codec.decode_neigh(body, LINKS, any_state=True)
+            neigh_codec.decode_unresolved(body, LINKS), neigh_codec.decode_miss(body)
         elif kind == 2:
-            nl.parse_error(body, message_flags)
+            nlmsg.parse_error(body, message_flags)
         elif kind == 3:
-            nl.parse_done(body, message_flags)
+            nlmsg.parse_done(body, message_flags)
     for kind, message in _messages(raw):
         _table_and_chain(kind, message)
         list(_attributes(message))
@@ -387,7 +386,7 @@ _LISTING = json.dumps(
     }
 ).encode()
 _IPV4 = bytes.fromhex("450000200001000040110000c6120002c6120003") + b"\x00\x01\x00\x02\x00\x0c\x00\x00abcd"
-_NEIGH = rtnl_codec.dump_neighbours(2, bridge=False) + rtnl_codec.dump_links() + rtnl_codec.dump_routes(Family.V4)
+_NEIGH = neigh_codec.dump_neighbours(2, bridge=False) + link_codec.dump_links() + route_codec.dump_routes(Family.V4)
 
 TARGETS: dict[str, Target] = {
     "lease_key": Target(lease_key, [b"10.5.2.0-24", b"/coreos.com/network/subnets/10.5.2.0-24&fd00:5::-64"]),

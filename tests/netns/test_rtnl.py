@@ -19,9 +19,10 @@ import pytest
 
 from backends.vxlan import Overlay, Peer
 from flanneld.errors import KernelError
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import link_codec, route_codec
 from flanneld.kernel.host_net import read_host_net
-from flanneld.kernel.rtnl import Rtnl, Socket
+from flanneld.kernel.nlsocket import Socket
+from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.addr import MAC, Family, Prefix, parse_ip, parse_mac
 from flanneld.model.mtu import TunnelMTU
 from flanneld.model.objects import (
@@ -356,7 +357,7 @@ def test_a_dump_of_a_device_that_is_gone_is_an_error_and_not_an_empty_table(ns: 
         sock = Socket()
         try:
             with pytest.raises(KernelError) as caught:
-                sock.dump_all(nl.dump_routes(Family.V4, ifindex=9999))
+                sock.dump_all(route_codec.dump_routes(Family.V4, ifindex=9999))
             assert caught.value.code == errno.ENODEV
         finally:
             sock.close()
@@ -374,16 +375,16 @@ def test_a_table_that_changes_under_a_dump_is_read_again(ns: Netns) -> None:
         addresses = [Address("eth0", parse_ip(f"10.{n >> 8}.{n & 255}.1"), 32) for n in range(1, count + 1)]
         extra = Address("eth0", parse_ip("10.200.0.1"), 32)
         try:
-            assert {code for code, _ in writer.batch([nl.address(a, index) for a in addresses])} == {0}
-            parts = reader.dump(nl.dump_addresses())
+            assert {code for code, _ in writer.batch([link_codec.address(a, index) for a in addresses])} == {0}
+            parts = reader.dump(link_codec.dump_addresses())
             next(parts)
-            writer.batch([nl.address(extra, index)])
+            writer.batch([link_codec.address(extra, index)])
             with pytest.raises(KernelError) as caught:
                 list(parts)
             assert caught.value.code == errno.EINTR
             # nothing of the broken dump is mistaken for the next answer
-            assert len(reader.dump_all(nl.dump_addresses())) >= count
-            assert reader.batch([nl.address(extra, index)])[0][0] == 0
+            assert len(reader.dump_all(link_codec.dump_addresses())) >= count
+            assert reader.batch([link_codec.address(extra, index)])[0][0] == 0
         finally:
             reader.close()
             writer.close()

@@ -25,7 +25,7 @@ from flanneld.errors import KernelError
 from flanneld.kernel import tc
 from flanneld.kernel.bpf import Loaded, Map, MapKind, Outcome
 from flanneld.kernel.bpfasm import Program, Reg
-from flanneld.kernel.rtnl import Socket
+from flanneld.kernel.nlsocket import Socket
 from flanneld.model.addr import Prefix, parse_ip
 from tests.support import golden_packets as golden
 from tests.support.netns import Netns

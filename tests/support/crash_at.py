@@ -98,14 +98,14 @@ def tell(owner: Any, name: str, phase: str, points: Points) -> None:
 def main() -> int:
     """Be flanneld."""
     from flanneld import cli
-    from flanneld.kernel import bpf, rtnl
+    from flanneld.kernel import bpf, nlsocket
     from flanneld.report.state_dir import StateDir
     from flanneld.report.systemd import Notifier
     from flanneld.sources.etcd_client import EtcdClient
 
     given = {name: os.environ.get(f"CRASH_{name}", "") for name in ("AT", "FROM", "TRACE")}
     points = Points(int(given["AT"] or 0), given["FROM"] or "start", given["TRACE"])
-    wrap(rtnl.Socket, "_batch", points)
+    wrap(nlsocket.Socket, "_batch", points)
     wrap(bpf, "_bpf", points)
     wrap(EtcdClient, "_ask", points)
     wrap(StateDir, "close", points)

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import neigh_codec, route_codec
 from flanneld.model.addr import IP, MAC, Prefix
 from flanneld.model.lease_codec import decode_attrs, parse_key
 from flanneld.model.objects import Fdb, Neighbour, Route
@@ -20,10 +20,12 @@ from tests.bench.plot import plots
 from tests.bench.report import Results, figure, markdown, verdict
 
 PEER = Peer.number(258)
-ROUTE = nl.route(Route(Prefix(IP(PEER.subnet), 24), "flannel.1", IP(PEER.subnet), onlink=True), 3)
-NO_ROUTE = nl.route(Route(Prefix(IP(PEER.subnet), 24), "flannel.1", IP(PEER.subnet), onlink=True), 3, delete=True)
-NEIGHBOUR = nl.neighbour(Neighbour("flannel.1", IP(PEER.subnet), MAC(PEER.mac)), 3)
-FDB = nl.fdb(Fdb("flannel.1", MAC(PEER.mac), IP(PEER.public_ip)), 3)
+ROUTE = route_codec.route(Route(Prefix(IP(PEER.subnet), 24), "flannel.1", IP(PEER.subnet), onlink=True), 3)
+NO_ROUTE = route_codec.route(
+    Route(Prefix(IP(PEER.subnet), 24), "flannel.1", IP(PEER.subnet), onlink=True), 3, delete=True
+)
+NEIGHBOUR = neigh_codec.neighbour(Neighbour("flannel.1", IP(PEER.subnet), MAC(PEER.mac)), 3)
+FDB = neigh_codec.fdb(Fdb("flannel.1", MAC(PEER.mac), IP(PEER.public_ip)), 3)
 
 
 def watcher(*datagrams: bytes) -> Watcher:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flanneld.kernel import rtnl_codec as nl
+from flanneld.kernel import link_codec, neigh_codec, nlmsg, route_codec
 from flanneld.model.addr import IP, MAC, Family, Prefix, parse_ip, parse_mac
 from flanneld.model.objects import (
     METRIC_V6,
@@ -52,84 +52,84 @@ def peer_route(text: str, gateway: str, **more: object) -> Route:
 GOLDEN: dict[str, tuple[bytes, str]] = {
     # header: length, type, flags, sequence 0, port 0; then the family's header; then attributes
     "a programmed neighbour is permanent (contract 6.15)": (
-        nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.0"), MAC2), 7),
+        neigh_codec.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.0"), MAC2), 7),
         "30000000 1c00 0105 00000000 00000000 02000000 07000000 8000 00 0108000100 0af40200 0a000200 020000000002 0000",
     ),
     "the answer to a miss gives way when the table is full": (
-        nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.9"), MAC2, permanent=False), 7),
+        neigh_codec.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.9"), MAC2, permanent=False), 7),
         "30000000 1c00 0105 00000000 00000000 02000000 07000000 4000 00 0108000100 0af40209 0a000200 020000000002 0000",
     ),
     "a refusal is a failed neighbour without a MAC": (
-        nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.9.9"), MAC(b""), permanent=False), 7),
+        neigh_codec.neighbour(Neighbour("flannel.1", parse_ip("10.244.9.9"), MAC(b""), permanent=False), 7),
         "24000000 1c00 0105 00000000 00000000 02000000 07000000 2000 00 01 08000100 0af40909",
     ),
     "a neighbour is deleted by its address": (
-        nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.0"), MAC2), 7, delete=True),
+        neigh_codec.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.0"), MAC2), 7, delete=True),
         "24000000 1d00 0100 00000000 00000000 02000000 07000000 8000 00 01 08000100 0af40200",
     ),
     "an IPv6 neighbour": (
-        nl.neighbour(Neighbour("flannel-v6.1", parse_ip("fd00:244:0:2::"), MAC2), 7),
+        neigh_codec.neighbour(Neighbour("flannel-v6.1", parse_ip("fd00:244:0:2::"), MAC2), 7),
         "3c000000 1c00 0105 00000000 00000000 0a000000 07000000 8000 00 01"
         "14000100 fd000244000000020000000000000000 0a000200 020000000002 0000",
     ),
     "a forwarding entry is permanent and self (contract 6.15)": (
-        nl.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7),
+        neigh_codec.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7),
         "30000000 1c00 0105 00000000 00000000 07000000 07000000 8000 02 0008000100 c6120002 0a000200 020000000002 0000",
     ),
     "a forwarding entry is deleted by its MAC": (
-        nl.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7, delete=True),
+        neigh_codec.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7, delete=True),
         "28000000 1d00 0100 00000000 00000000 07000000 07000000 8000 02 00 0a000200 020000000002 0000",
     ),
     "a peer's route is onlink, boot, universe, without metric (contract 6.1, 6.15)": (
-        nl.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7),
+        route_codec.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7),
         "34000000 1800 0106 00000000 00000000 02 18 00 00 fe 03 00 01 04000000"
         "08000100 0af40200 08000500 0af40200 08000400 07000000",
     ),
     "a route replaces another only when told so": (
-        nl.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7, replace=True),
+        route_codec.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7, replace=True),
         "34000000 1800 0105 00000000 00000000 02 18 00 00 fe 03 00 01 04000000"
         "08000100 0af40200 08000500 0af40200 08000400 07000000",
     ),
     "an IPv6 peer's route has the kernel's default metric (contract 6.1)": (
-        nl.route(peer_route("fd00:244:0:2::/64", "fd00:244:0:2::", metric=METRIC_V6), 7),
+        route_codec.route(peer_route("fd00:244:0:2::/64", "fd00:244:0:2::", metric=METRIC_V6), 7),
         "54000000 1800 0106 00000000 00000000 0a 40 00 00 fe 03 00 01 04000000"
         "14000100 fd000244000000020000000000000000 14000500 fd000244000000020000000000000000"
         "08000400 07000000 08000600 00040000",
     ),
     "an unreachable block has no device and the last metric": (
-        nl.route(
+        route_codec.route(
             Route(Prefix.parse("10.244.128.0/17"), "", None, False, RouteKind.UNREACHABLE, PROTO_OURS, METRIC_VOID), 0
         ),
         "2c000000 1800 0106 00000000 00000000 02 11 00 00 fe 56 00 07 00000000 08000100 0af48000 08000600 ffff0000",
     ),
     "a route is deleted by all its fields": (
-        nl.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7, delete=True),
+        route_codec.route(peer_route("10.244.2.0/24", "10.244.2.0"), 7, delete=True),
         "34000000 1900 0100 00000000 00000000 02 18 00 00 fe 03 00 01 04000000"
         "08000100 0af40200 08000500 0af40200 08000400 07000000",
     ),
     "an address of global scope": (
-        nl.address(Address("flannel.1", parse_ip("10.244.1.0"), 32), 7),
+        link_codec.address(Address("flannel.1", parse_ip("10.244.1.0"), 32), 7),
         "28000000 1400 0105 00000000 00000000 02 20 00 00 07000000 08000200 0af40100 08000100 0af40100",
     ),
     "an IPv6 address without duplicate detection (failures F43)": (
-        nl.address(Address("flannel-v6.1", parse_ip("fd00:244:0:1::"), 128), 7),
+        link_codec.address(Address("flannel-v6.1", parse_ip("fd00:244:0:1::"), 128), 7),
         "40000000 1400 0105 00000000 00000000 0a 80 02 00 07000000"
         "14000200 fd000244000000010000000000000000 14000100 fd000244000000010000000000000000",
     ),
     "routes are dumped by device": (
-        nl.dump_routes(Family.V4, ifindex=7),
+        route_codec.dump_routes(Family.V4, ifindex=7),
         "24000000 1a00 0103 00000000 00000000 02 00 00 00 fe 00 00 00 00000000 08000400 07000000",
     ),
     "forwarding entries are dumped by the header's index": (
-        nl.dump_neighbours(7, bridge=True),
+        neigh_codec.dump_neighbours(7, bridge=True),
         "1c000000 1e00 0103 00000000 00000000 07000000 07000000 0000 00 00",
     ),
     "neighbours are dumped by attribute": (
-        nl.dump_neighbours(7, bridge=False),
+        neigh_codec.dump_neighbours(7, bridge=False),
         "24000000 1e00 0103 00000000 00000000 00000000 00000000 0000 00 00 08000800 07000000",
     ),
     "a device is deleted by index": (
-        nl.link_delete(7),
+        link_codec.link_delete(7),
         "20000000 1100 0100 00000000 00000000 0000 0000 07000000 00000000 00000000",
     ),
 }
@@ -143,51 +143,58 @@ def test_bytes_on_the_wire(claim: str) -> None:
 
 
 def vxlan_attrs(request: bytes) -> dict[int, bytes]:
-    link = nl.attrs(request, nl.HEADER_BYTES + 16)
-    info = nl.attrs(link[nl.IFLA_LINKINFO], 0)
-    assert info[nl.IFLA_INFO_KIND] == b"vxlan"
-    return nl.attrs(info[nl.IFLA_INFO_DATA], 0)
+    link = nlmsg.attrs(request, nlmsg.HEADER_BYTES + 16)
+    info = nlmsg.attrs(link[link_codec.IFLA_LINKINFO], 0)
+    assert info[link_codec.IFLA_INFO_KIND] == b"vxlan"
+    return nlmsg.attrs(info[link_codec.IFLA_INFO_DATA], 0)
 
 
 def test_a_new_device_says_every_setting_of_contract_6_9() -> None:
     """Zeros are said too: what is left out would be a default that another kernel may choose differently."""
-    body = nl.attrs(nl.link_create(DEVICE), nl.HEADER_BYTES + 16)
-    assert nl.u32(body[nl.IFLA_TXQLEN]) == 0  # contract 6.4
-    assert nl.u32(body[nl.IFLA_MTU]) == 1450
-    assert body[nl.IFLA_ADDRESS] == DEVICE.mac
-    found = vxlan_attrs(nl.link_create(DEVICE))
-    assert nl.u32(found[nl.VX_ID]) == 1
-    assert nl.u32(found[nl.VX_LINK]) == 2
-    assert found[nl.VX_LOCAL] == parse_ip("198.18.0.1")
-    assert found[nl.VX_PORT] == (8472).to_bytes(2, "big")
-    zeros = (nl.VX_LEARNING, nl.VX_TTL, nl.VX_TOS, nl.VX_PROXY, nl.VX_RSC, nl.VX_L3MISS)
-    assert {found[kind] for kind in (*zeros, nl.VX_ZERO_CSUM6_TX, nl.VX_ZERO_CSUM6_RX)} == {b"\0"}
-    assert found[nl.VX_L2MISS] == b"\1"  # the one departure: repair by miss (design section 2)
-    assert nl.VX_GBP not in found
+    body = nlmsg.attrs(link_codec.link_create(DEVICE), nlmsg.HEADER_BYTES + 16)
+    assert nlmsg.u32(body[link_codec.IFLA_TXQLEN]) == 0  # contract 6.4
+    assert nlmsg.u32(body[link_codec.IFLA_MTU]) == 1450
+    assert body[link_codec.IFLA_ADDRESS] == DEVICE.mac
+    found = vxlan_attrs(link_codec.link_create(DEVICE))
+    assert nlmsg.u32(found[link_codec.VX_ID]) == 1
+    assert nlmsg.u32(found[link_codec.VX_LINK]) == 2
+    assert found[link_codec.VX_LOCAL] == parse_ip("198.18.0.1")
+    assert found[link_codec.VX_PORT] == (8472).to_bytes(2, "big")
+    zeros = (
+        link_codec.VX_LEARNING,
+        link_codec.VX_TTL,
+        link_codec.VX_TOS,
+        link_codec.VX_PROXY,
+        link_codec.VX_RSC,
+        link_codec.VX_L3MISS,
+    )
+    assert {found[kind] for kind in (*zeros, link_codec.VX_ZERO_CSUM6_TX, link_codec.VX_ZERO_CSUM6_RX)} == {b"\0"}
+    assert found[link_codec.VX_L2MISS] == b"\1"  # the one departure: repair by miss (design section 2)
+    assert link_codec.VX_GBP not in found
 
 
 def test_gbp_is_a_flag_and_learning_a_byte() -> None:
     assert DEVICE.vxlan is not None
-    found = vxlan_attrs(nl.link_create(DEVICE._replace(vxlan=DEVICE.vxlan._replace(gbp=True, learning=True))))
-    assert found[nl.VX_GBP] == b""
-    assert found[nl.VX_LEARNING] == b"\1"
+    found = vxlan_attrs(link_codec.link_create(DEVICE._replace(vxlan=DEVICE.vxlan._replace(gbp=True, learning=True))))
+    assert found[link_codec.VX_GBP] == b""
+    assert found[link_codec.VX_LEARNING] == b"\1"
 
 
 def changed(now: Link, was: Link) -> list[dict[int, bytes]]:
-    return [nl.attrs(request, nl.HEADER_BYTES + 16) for request in nl.link_set(now, was, 7)]
+    return [nlmsg.attrs(request, nlmsg.HEADER_BYTES + 16) for request in link_codec.link_set(now, was, 7)]
 
 
 def test_a_change_in_place_names_only_what_differs() -> None:
     assert changed(DEVICE, DEVICE) == [{}]
-    assert changed(DEVICE._replace(mtu=1400), DEVICE) == [{nl.IFLA_MTU: (1400).to_bytes(4, sys.byteorder)}]
-    assert changed(DEVICE._replace(mac=MAC2), DEVICE) == [{nl.IFLA_ADDRESS: MAC2}]
+    assert changed(DEVICE._replace(mtu=1400), DEVICE) == [{link_codec.IFLA_MTU: (1400).to_bytes(4, sys.byteorder)}]
+    assert changed(DEVICE._replace(mac=MAC2), DEVICE) == [{link_codec.IFLA_ADDRESS: MAC2}]
 
 
 def test_vxlan_settings_change_before_the_mtu_in_a_message_of_their_own() -> None:
     """The driver refuses an MTU beside its own settings (drivers/net/vxlan, vxlan_nl2conf)."""
     assert DEVICE.vxlan is not None
     moved = DEVICE._replace(mtu=1400, vxlan=DEVICE.vxlan._replace(local=parse_ip("198.18.0.9")))
-    assert [set(found) for found in changed(moved, DEVICE)] == [{nl.IFLA_LINKINFO}, {nl.IFLA_MTU}]
+    assert [set(found) for found in changed(moved, DEVICE)] == [{link_codec.IFLA_LINKINFO}, {link_codec.IFLA_MTU}]
 
 
 # ---- round trips: what the kernel tells back has the form of what it was told --------------------------
@@ -201,7 +208,7 @@ prefixes = st.one_of(st.builds(Prefix, ip4, st.integers(0, 32)), st.builds(Prefi
 
 
 def body_of(request: bytes) -> memoryview:
-    ((_kind, _flags, _seq, _pid, body),) = nl.messages(request)
+    ((_kind, _flags, _seq, _pid, body),) = nlmsg.messages(request)
     return body
 
 
@@ -209,13 +216,13 @@ def body_of(request: bytes) -> memoryview:
 def test_a_neighbour_is_read_as_written(ip: IP, mac: MAC, permanent: bool) -> None:
     assume(permanent or ip[0] < 224)
     written = Neighbour("flannel.1", ip, mac, permanent)
-    assert nl.decode_neigh(body_of(nl.neighbour(written, 7)), LINKS) == written
+    assert neigh_codec.decode_neigh(body_of(neigh_codec.neighbour(written, 7)), LINKS) == written
 
 
 @given(st.one_of(ip4, ip6), macs)
 def test_a_forwarding_entry_is_read_as_written(dst: IP, mac: MAC) -> None:
     written = Fdb("flannel.1", mac, dst)
-    assert nl.decode_neigh(body_of(nl.fdb(written, 7)), LINKS) == written
+    assert neigh_codec.decode_neigh(body_of(neigh_codec.fdb(written, 7)), LINKS) == written
 
 
 @st.composite
@@ -233,13 +240,15 @@ def written_routes(draw: st.DrawFn) -> Route:
 
 @given(written_routes())
 def test_a_route_is_read_as_written(written: Route) -> None:
-    assert nl.decode_route(body_of(nl.route(written, 2 if written.link else 0)), LINKS) == written
+    assert route_codec.decode_route(body_of(route_codec.route(written, 2 if written.link else 0)), LINKS) == written
 
 
 @given(st.one_of(st.tuples(ip4, st.integers(0, 32)), st.tuples(ip6, st.integers(0, 128))))
 def test_an_address_is_read_as_written(address: tuple[IP, int]) -> None:
     ip, length = address
-    index, found_length, _flags, _scope, found = nl.parse_address(body_of(nl.address(Address("x", ip, length), 7)))
+    index, found_length, _flags, _scope, found = link_codec.parse_address(
+        body_of(link_codec.address(Address("x", ip, length), 7))
+    )
     assert (index, found, found_length) == (7, ip, length)
 
 
@@ -259,61 +268,72 @@ def test_an_address_is_read_as_written(address: tuple[IP, int]) -> None:
 )
 def test_a_device_is_read_as_written(vxlan: Vxlan, mac: MAC, mtu: int) -> None:
     written = Link("flannel.1", mac, mtu, False, "", vxlan)
-    assert nl.decode_link(body_of(nl.link_create(written))) == (0, written)
+    assert link_codec.decode_link(body_of(link_codec.link_create(written))) == (0, written)
 
 
 def test_routes_that_say_more_than_we_can_are_not_taken_for_ours() -> None:
     """Multipath, another family's gateway, an encapsulation, a TOS: equal only at first sight, so left out."""
-    plain = nl.route(Route(Prefix.parse("10.244.0.0/16"), "flannel.1"), 7)
-    assert nl.decode_route(body_of(plain), LINKS) is not None
-    for kind in (nl.RTA_MULTIPATH, nl.RTA_VIA, nl.RTA_ENCAP):
-        extra = body_of(nl.message(nl.RTM_NEWROUTE, 0, bytes(body_of(plain)) + nl.attr(kind, b"\0" * 8)))
-        assert nl.decode_route(extra, LINKS) is None
+    plain = route_codec.route(Route(Prefix.parse("10.244.0.0/16"), "flannel.1"), 7)
+    assert route_codec.decode_route(body_of(plain), LINKS) is not None
+    for kind in (route_codec.RTA_MULTIPATH, route_codec.RTA_VIA, route_codec.RTA_ENCAP):
+        extra = body_of(nlmsg.message(nlmsg.RTM_NEWROUTE, 0, bytes(body_of(plain)) + nlmsg.attr(kind, b"\0" * 8)))
+        assert route_codec.decode_route(extra, LINKS) is None
     with_tos = bytearray(body_of(plain))
     with_tos[3] = 0x10
-    assert nl.decode_route(memoryview(with_tos), LINKS) is None
+    assert route_codec.decode_route(memoryview(with_tos), LINKS) is None
 
 
 def test_a_forwarding_entry_with_a_port_of_its_own_is_not_taken_for_ours() -> None:
     ours = Fdb("flannel.1", MAC2, parse_ip("198.18.0.2"))
-    body = bytes(body_of(nl.fdb(ours, 7)))
-    for kind, value in ((nl.NDA_PORT, b"\x12\xb5"), (nl.NDA_VNI, b"\5\0\0\0"), (nl.NDA_IFINDEX, b"\2\0\0\0")):
-        assert nl.decode_neigh(memoryview(body + nl.attr(kind, value)), LINKS) != ours
+    body = bytes(body_of(neigh_codec.fdb(ours, 7)))
+    for kind, value in (
+        (neigh_codec.NDA_PORT, b"\x12\xb5"),
+        (neigh_codec.NDA_VNI, b"\5\0\0\0"),
+        (neigh_codec.NDA_IFINDEX, b"\2\0\0\0"),
+    ):
+        assert neigh_codec.decode_neigh(memoryview(body + nlmsg.attr(kind, value)), LINKS) != ours
 
 
 def test_learned_forwarding_entries_belong_to_the_kernel() -> None:
-    body = bytearray(body_of(nl.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7)))
-    struct.pack_into("=H", body, 8, nl.NUD_REACHABLE)
-    assert nl.decode_neigh(memoryview(body), LINKS) is None
+    body = bytearray(body_of(neigh_codec.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7)))
+    struct.pack_into("=H", body, 8, neigh_codec.NUD_REACHABLE)
+    assert neigh_codec.decode_neigh(memoryview(body), LINKS) is None
 
 
 @pytest.mark.parametrize("group", ["224.0.0.22", "255.255.255.255", "ff02::16"])
 def test_neighbours_of_multicast_and_broadcast_addresses_belong_to_the_kernel(group: str) -> None:
     entry = Neighbour("flannel.1", parse_ip(group), MAC2, permanent=False)
-    assert nl.decode_neigh(body_of(nl.neighbour(entry, 7)), LINKS) is None
+    assert neigh_codec.decode_neigh(body_of(neigh_codec.neighbour(entry, 7)), LINKS) is None
 
 
 def test_only_an_address_that_the_kernel_still_asks_for_is_unresolved() -> None:
     ip = parse_ip("10.244.9.9")
-    body = bytearray(body_of(nl.neighbour(Neighbour("flannel.1", ip, MAC(b"")), 7)))
-    assert nl.decode_unresolved(memoryview(body), LINKS) is None  # failed
-    struct.pack_into("=H", body, 8, nl.NUD_INCOMPLETE)
-    assert nl.decode_unresolved(memoryview(body), LINKS) == ("flannel.1", ip)
-    assert nl.decode_unresolved(memoryview(body), {2: "eth0"}) is None
+    body = bytearray(body_of(neigh_codec.neighbour(Neighbour("flannel.1", ip, MAC(b"")), 7)))
+    assert neigh_codec.decode_unresolved(memoryview(body), LINKS) is None  # failed
+    struct.pack_into("=H", body, 8, neigh_codec.NUD_INCOMPLETE)
+    assert neigh_codec.decode_unresolved(memoryview(body), LINKS) == ("flannel.1", ip)
+    assert neigh_codec.decode_unresolved(memoryview(body), {2: "eth0"}) is None
 
 
 # ---- whatever comes -----------------------------------------------------------------------------------
 
 
 def datagram(kind: int, body: bytes) -> bytes:
-    return nl.message(kind, 0, body)
+    return nlmsg.message(kind, 0, body)
 
 
 KINDS = (
-    *(nl.RTM_NEWLINK, nl.RTM_DELLINK, nl.RTM_NEWADDR, nl.RTM_DELADDR, nl.RTM_NEWROUTE, nl.RTM_DELROUTE),
-    *(nl.RTM_NEWNEIGH, nl.RTM_DELNEIGH, nl.RTM_GETNEIGH, nl.NLMSG_ERROR, nl.NLMSG_DONE),
+    *(
+        nlmsg.RTM_NEWLINK,
+        nlmsg.RTM_DELLINK,
+        nlmsg.RTM_NEWADDR,
+        nlmsg.RTM_DELADDR,
+        nlmsg.RTM_NEWROUTE,
+        nlmsg.RTM_DELROUTE,
+    ),
+    *(nlmsg.RTM_NEWNEIGH, nlmsg.RTM_DELNEIGH, nlmsg.RTM_GETNEIGH, nlmsg.NLMSG_ERROR, nlmsg.NLMSG_DONE),
 )
-SEEDS = [bytes(body_of(request)) for request, _ in GOLDEN.values()] + [bytes(body_of(nl.link_create(DEVICE)))]
+SEEDS = [bytes(body_of(request)) for request, _ in GOLDEN.values()] + [bytes(body_of(link_codec.link_create(DEVICE)))]
 
 
 @st.composite
@@ -328,34 +348,37 @@ def garbled(draw: st.DrawFn) -> bytes:
 
 
 DECODERS: dict[str, Callable[[memoryview], object]] = {
-    "neighbour": lambda body: nl.decode_neigh(body, LINKS),
-    "announced neighbour": lambda body: nl.decode_neigh(body, LINKS, any_state=True),
-    "unresolved": lambda body: nl.decode_unresolved(body, LINKS),
-    "idle": nl.decode_idle,
-    "miss": nl.decode_miss,
-    "route": lambda body: nl.decode_route(body, LINKS),
-    "direct device": nl.direct_device,
-    "next hop": nl.nexthop_of,
-    "address": nl.parse_address,
-    "link": nl.decode_link,
-    "error": lambda body: nl.parse_error(body, 0x200),
-    "capped error": lambda body: nl.parse_error(body, 0x300),
-    "end of a dump": lambda body: nl.parse_done(body, 0x200),
+    "neighbour": lambda body: neigh_codec.decode_neigh(body, LINKS),
+    "announced neighbour": lambda body: neigh_codec.decode_neigh(body, LINKS, any_state=True),
+    "unresolved": lambda body: neigh_codec.decode_unresolved(body, LINKS),
+    "idle": neigh_codec.decode_idle,
+    "miss": neigh_codec.decode_miss,
+    "route": lambda body: route_codec.decode_route(body, LINKS),
+    "direct device": route_codec.direct_device,
+    "next hop": route_codec.nexthop_of,
+    "address": link_codec.parse_address,
+    "link": link_codec.decode_link,
+    "error": lambda body: nlmsg.parse_error(body, 0x200),
+    "capped error": lambda body: nlmsg.parse_error(body, 0x300),
+    "end of a dump": lambda body: nlmsg.parse_done(body, 0x200),
 }
 BY_KIND = {
-    **{kind: ["link"] for kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK)},
-    **{kind: ["address"] for kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR)},
-    **{kind: ["route", "direct device", "next hop"] for kind in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE)},
-    **{kind: ["neighbour", "announced neighbour", "unresolved", "idle"] for kind in (nl.RTM_NEWNEIGH, nl.RTM_DELNEIGH)},
-    nl.RTM_GETNEIGH: ["miss"],
-    nl.NLMSG_ERROR: ["error", "capped error"],
-    nl.NLMSG_DONE: ["end of a dump"],
+    **{kind: ["link"] for kind in (nlmsg.RTM_NEWLINK, nlmsg.RTM_DELLINK)},
+    **{kind: ["address"] for kind in (nlmsg.RTM_NEWADDR, nlmsg.RTM_DELADDR)},
+    **{kind: ["route", "direct device", "next hop"] for kind in (nlmsg.RTM_NEWROUTE, nlmsg.RTM_DELROUTE)},
+    **{
+        kind: ["neighbour", "announced neighbour", "unresolved", "idle"]
+        for kind in (nlmsg.RTM_NEWNEIGH, nlmsg.RTM_DELNEIGH)
+    },
+    nlmsg.RTM_GETNEIGH: ["miss"],
+    nlmsg.NLMSG_ERROR: ["error", "capped error"],
+    nlmsg.NLMSG_DONE: ["end of a dump"],
 }
 
 
 @given(st.sampled_from(KINDS), st.one_of(garbled(), st.binary(max_size=80)))
 def test_no_decoder_raises_on_any_body_and_texts_can_be_made_of_what_it_returns(kind: int, body: bytes) -> None:
-    for _kind, _flags, _seq, _pid, view in nl.messages(datagram(kind, body)):
+    for _kind, _flags, _seq, _pid, view in nlmsg.messages(datagram(kind, body)):
         for name in BY_KIND[kind]:
             found = DECODERS[name](view)
             str(found)
@@ -373,59 +396,63 @@ def family_is_sound(ip: IP) -> bool:
 
 @given(st.binary(max_size=200))
 def test_a_garbled_datagram_gives_messages_or_nothing(data: bytes) -> None:
-    for _kind, _flags, _seq, _pid, body in nl.messages(data):
-        assert len(body) <= len(data) - nl.HEADER_BYTES
+    for _kind, _flags, _seq, _pid, body in nlmsg.messages(data):
+        assert len(body) <= len(data) - nlmsg.HEADER_BYTES
 
 
-@pytest.mark.parametrize("kind", sorted(BY_KIND.keys() - {nl.NLMSG_DONE}))
+@pytest.mark.parametrize("kind", sorted(BY_KIND.keys() - {nlmsg.NLMSG_DONE}))
 def test_a_body_shorter_than_its_header_is_left_out(kind: int) -> None:
-    assert list(nl.messages(datagram(kind, b"\0\0\0"))) == []
+    assert list(nlmsg.messages(datagram(kind, b"\0\0\0"))) == []
 
 
 def test_messages_of_one_datagram_are_split_and_a_cut_last_one_is_dropped() -> None:
-    whole = nl.link_delete(1) + nl.link_delete(2)
-    kinds = [kind for kind, *_ in nl.messages(whole + nl.link_delete(3)[:-4])]
-    assert kinds == [nl.RTM_DELLINK, nl.RTM_DELLINK]
+    whole = link_codec.link_delete(1) + link_codec.link_delete(2)
+    kinds = [kind for kind, *_ in nlmsg.messages(whole + link_codec.link_delete(3)[:-4])]
+    assert kinds == [nlmsg.RTM_DELLINK, nlmsg.RTM_DELLINK]
 
 
 @given(st.dictionaries(st.integers(1, 0x3FFF), st.binary(max_size=20), max_size=8))
 def test_attributes_are_read_as_written(wanted: dict[int, bytes]) -> None:
-    assert nl.attrs(b"".join(nl.attr(kind, value) for kind, value in wanted.items()), 0) == wanted
+    assert nlmsg.attrs(b"".join(nlmsg.attr(kind, value) for kind, value in wanted.items()), 0) == wanted
 
 
 def test_the_last_of_several_attributes_wins_and_a_broken_tail_is_ignored() -> None:
-    text = nl.attr(1, b"a") + nl.attr(1, b"b") + b"\xff\xff\1\0"
-    assert nl.attrs(text, 0) == {1: b"b"}
+    text = nlmsg.attr(1, b"a") + nlmsg.attr(1, b"b") + b"\xff\xff\1\0"
+    assert nlmsg.attrs(text, 0) == {1: b"b"}
 
 
 def test_the_kernels_own_words_are_found_in_an_error() -> None:
     """NLM_F_ACK_TLVS = 0x200; with NLM_F_CAPPED = 0x100 only the header of the request is echoed."""
-    words = nl.attr(1, b"Nexthop has invalid gateway\0")
-    request = nl.link_delete(7)
+    words = nlmsg.attr(1, b"Nexthop has invalid gateway\0")
+    request = link_codec.link_delete(7)
     capped = struct.pack("=i", -22) + request[:16] + words
-    assert nl.parse_error(memoryview(capped), 0x300) == (22, "Nexthop has invalid gateway")
+    assert nlmsg.parse_error(memoryview(capped), 0x300) == (22, "Nexthop has invalid gateway")
     whole = struct.pack("=i", -22) + request + words
-    assert nl.parse_error(memoryview(whole), 0x200) == (22, "Nexthop has invalid gateway")
-    assert nl.parse_error(memoryview(whole), 0) == (22, "")
+    assert nlmsg.parse_error(memoryview(whole), 0x200) == (22, "Nexthop has invalid gateway")
+    assert nlmsg.parse_error(memoryview(whole), 0) == (22, "")
 
 
 def test_a_dump_that_failed_on_its_way_says_so_at_its_end() -> None:
-    assert nl.parse_done(memoryview(struct.pack("=i", 0)), 0) == (0, "")
-    assert nl.parse_done(memoryview(b""), 0) == (0, "")
-    words = nl.attr(1, b"no such device\0")
-    assert nl.parse_done(memoryview(struct.pack("=i", -19) + words), 0x200) == (19, "no such device")
+    assert nlmsg.parse_done(memoryview(struct.pack("=i", 0)), 0) == (0, "")
+    assert nlmsg.parse_done(memoryview(b""), 0) == (0, "")
+    words = nlmsg.attr(1, b"no such device\0")
+    assert nlmsg.parse_done(memoryview(struct.pack("=i", -19) + words), 0x200) == (19, "no such device")
 
 
 def test_a_miss_asks_for_an_address_or_for_a_mac() -> None:
-    asks_ip = nl.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.9"), MAC(b"")), 7)
-    assert nl.decode_miss(body_of(asks_ip)) == (7, parse_ip("10.244.2.9"), None)
-    asks_mac = bytes(body_of(asks_ip)[:12]) + nl.attr(nl.NDA_LLADDR, MAC2)
-    assert nl.decode_miss(memoryview(asks_mac)) == (7, None, MAC2)
-    assert nl.decode_miss(memoryview(asks_mac[:12] + nl.attr(nl.NDA_DST, b"abc"))) == (7, None, None)
+    asks_ip = neigh_codec.neighbour(Neighbour("flannel.1", parse_ip("10.244.2.9"), MAC(b"")), 7)
+    assert neigh_codec.decode_miss(body_of(asks_ip)) == (7, parse_ip("10.244.2.9"), None)
+    asks_mac = bytes(body_of(asks_ip)[:12]) + nlmsg.attr(neigh_codec.NDA_LLADDR, MAC2)
+    assert neigh_codec.decode_miss(memoryview(asks_mac)) == (7, None, MAC2)
+    assert neigh_codec.decode_miss(memoryview(asks_mac[:12] + nlmsg.attr(neigh_codec.NDA_DST, b"abc"))) == (
+        7,
+        None,
+        None,
+    )
 
 
 def test_idle_seconds_are_the_second_word_in_hundredths() -> None:
-    entry = bytes(body_of(nl.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7)))
-    cache = nl.attr(nl.NDA_CACHEINFO, struct.pack("=IIII", 100, 1234, 7, 1))
-    assert nl.decode_idle(memoryview(entry + cache)) == (MAC2, 12.34)
-    assert nl.decode_idle(memoryview(entry)) == (MAC2, 0.0)
+    entry = bytes(body_of(neigh_codec.fdb(Fdb("flannel.1", MAC2, parse_ip("198.18.0.2")), 7)))
+    cache = nlmsg.attr(neigh_codec.NDA_CACHEINFO, struct.pack("=IIII", 100, 1234, 7, 1))
+    assert neigh_codec.decode_idle(memoryview(entry + cache)) == (MAC2, 12.34)
+    assert neigh_codec.decode_idle(memoryview(entry)) == (MAC2, 0.0)

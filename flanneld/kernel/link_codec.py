@@ -1,0 +1,193 @@
+"""Messages of rtnetlink about devices and their addresses, to and from values. Frames: ``kernel/nlmsg.py``.
+
+Sources: include/uapi/linux/{if_link,if_addr}.h.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from flanneld.kernel.nlmsg import (
+    AF_UNSPEC,
+    NLA_F_NESTED,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    attr,
+    attrs,
+    message,
+    put_u8,
+    put_u32,
+    read_ip,
+    u32,
+)
+from flanneld.model.addr import IP, MAC
+from flanneld.model.objects import Address, Link, Vxlan
+
+IFF_UP, IFF_RUNNING = 0x1, 0x40
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 1, 3, 4, 13, 18, 20, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+
+# enum in include/uapi/linux/if_link.h, IFLA_VXLAN_*
+VX_ID, VX_GROUP, VX_LINK, VX_LOCAL, VX_TTL, VX_TOS, VX_LEARNING = 1, 2, 3, 4, 5, 6, 7
+VX_PROXY, VX_RSC, VX_L2MISS, VX_L3MISS, VX_PORT, VX_GROUP6, VX_LOCAL6 = 11, 12, 13, 14, 15, 16, 17
+VX_ZERO_CSUM6_TX, VX_ZERO_CSUM6_RX, VX_GBP = 19, 20, 23
+
+_IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_IFADDR = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefixlen, flags, scope, index
+_U16_NET = struct.Struct("!H")
+
+
+# ---- devices ---------------------------------------------------------------------------------------
+
+
+def _vxlan_attrs(vx: Vxlan, *, create: bool, l2miss: bool = True) -> bytes:
+    """IFLA_INFO_DATA of a device as contract 6.9 has it, plus ``l2miss``.
+
+    A change in place names only what the kernel lets change on a live device (vxlan_changelink).
+    """
+    parts = [put_u32(VX_ID, vx.vni)]
+    if vx.lower:
+        parts.append(put_u32(VX_LINK, vx.lower))
+    if vx.local:
+        parts.append(attr(VX_LOCAL if len(vx.local) == 4 else VX_LOCAL6, vx.local))
+    parts.append(put_u8(VX_LEARNING, vx.learning))
+    if create:
+        parts += [
+            attr(VX_PORT, _U16_NET.pack(vx.port)),
+            put_u8(VX_L2MISS, l2miss),
+            *(put_u8(kind, 0) for kind in (VX_TTL, VX_TOS, VX_PROXY, VX_RSC, VX_L3MISS)),
+            *(put_u8(kind, 0) for kind in (VX_ZERO_CSUM6_TX, VX_ZERO_CSUM6_RX)),
+        ]
+        if vx.gbp:
+            parts.append(attr(VX_GBP, b""))
+    return b"".join(parts)
+
+
+def _link_common(obj: Link, vxlan: bytes) -> bytes:
+    parts = [attr(IFLA_ADDRESS, obj.mac), put_u32(IFLA_MTU, obj.mtu)]
+    if vxlan:
+        nested = attr(IFLA_INFO_KIND, b"vxlan") + attr(IFLA_INFO_DATA | NLA_F_NESTED, vxlan)
+        parts.append(attr(IFLA_LINKINFO | NLA_F_NESTED, nested))
+    return b"".join(parts)
+
+
+def link_create(obj: Link, *, l2miss: bool = True) -> bytes:
+    """Make a vxlan device, down. txqueuelen 0 as flannel's (contract 6.4)."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attr(IFLA_IFNAME, obj.name.encode() + b"\0") + put_u32(IFLA_TXQLEN, 0)
+    vxlan = _vxlan_attrs(obj.vxlan, create=True, l2miss=l2miss) if obj.vxlan else b""
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + _link_common(obj, vxlan))
+
+
+def link_set(obj: Link, was: Link | None, ifindex: int) -> list[bytes]:
+    """Change a device in place: vxlan settings that differ, then MAC, MTU, up or down.
+
+    Two messages, because the driver refuses an MTU beside its own settings (vxlan_nl2conf, "Cannot change mtu").
+    """
+    requests = []
+    if obj.vxlan and was and was.vxlan != obj.vxlan:
+        nested = attr(IFLA_INFO_KIND, b"vxlan")
+        nested += attr(IFLA_INFO_DATA | NLA_F_NESTED, _vxlan_attrs(obj.vxlan, create=False))
+        head = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+        requests.append(message(RTM_NEWLINK, 0, head + attr(IFLA_LINKINFO | NLA_F_NESTED, nested)))
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP if obj.up else 0, IFF_UP)
+    if was is None or was.mac != obj.mac:
+        body += attr(IFLA_ADDRESS, obj.mac)
+    if was is None or was.mtu != obj.mtu:
+        body += put_u32(IFLA_MTU, obj.mtu)
+    return [*requests, message(RTM_NEWLINK, 0, body)]
+
+
+def link_alias(obj: Link, ifindex: int) -> bytes:
+    """Set ``ifalias``; a message of its own because creation ignores the attribute."""
+    return message(RTM_NEWLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + attr(IFLA_IFALIAS, obj.alias.encode()))
+
+
+def link_delete(ifindex: int) -> bytes:
+    """Remove a device."""
+    return message(RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0))
+
+
+def dump_links() -> bytes:
+    """Ask for all devices, without statistics."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + put_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return message(RTM_GETLINK, NLM_F_DUMP, body)
+
+
+def _decode_vxlan(raw: bytes) -> Vxlan:
+    found = attrs(raw, 0)
+    return Vxlan(
+        u32(found.get(VX_ID)),
+        u32(found.get(VX_LINK)),
+        read_ip(found.get(VX_LOCAL) or found.get(VX_LOCAL6)),
+        int.from_bytes(found.get(VX_PORT, b""), "big"),
+        found.get(VX_LEARNING, b"\0") != b"\0",
+        VX_GBP in found,
+        read_ip(found.get(VX_GROUP) or found.get(VX_GROUP6)),
+    )
+
+
+def decode_link(body: memoryview) -> tuple[int, Link]:
+    """(ifindex, device) of a link message."""
+    _family, _kind, ifindex, flags, _change = _IFINFO.unpack_from(body)
+    found = attrs(body, _IFINFO.size)
+    vxlan = None
+    if IFLA_LINKINFO in found:
+        info = attrs(found[IFLA_LINKINFO], 0)
+        if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"vxlan":
+            vxlan = _decode_vxlan(info.get(IFLA_INFO_DATA, b""))
+    return ifindex, Link(
+        found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        MAC(found.get(IFLA_ADDRESS, b"")),
+        u32(found.get(IFLA_MTU)),
+        bool(flags & IFF_UP),
+        found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        vxlan,
+    )
+
+
+def has_l2miss(body: memoryview) -> bool:
+    """Whether a device of a link message is a vxlan one that tells of unknown MACs."""
+    info = attrs(attrs(body, _IFINFO.size).get(IFLA_LINKINFO, b""), 0)
+    if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") != b"vxlan":
+        return False
+    return attrs(info.get(IFLA_INFO_DATA, b""), 0).get(VX_L2MISS, b"\0") != b"\0"
+
+
+def is_running(body: memoryview) -> bool:
+    """Whether a device of a link message is up and has a carrier (IFF_RUNNING)."""
+    flags: int = _IFINFO.unpack_from(body)[3]
+    return flags & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING
+
+
+# ---- addresses -------------------------------------------------------------------------------------
+
+
+def address(obj: Address, ifindex: int, *, delete: bool = False) -> bytes:
+    """Add (or refresh) or delete one address; global scope, no duplicate address detection (failures F43)."""
+    nodad = 0x02 if len(obj.ip) == 16 else 0  # IFA_F_NODAD
+    head = _IFADDR.pack(2 if len(obj.ip) == 4 else 10, obj.length, nodad, 0, ifindex)
+    body = head + attr(IFA_LOCAL, obj.ip) + attr(IFA_ADDRESS, obj.ip)
+    return message(RTM_DELADDR, 0, body) if delete else message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def dump_addresses(ifindex: int = 0) -> bytes:
+    """Ask for addresses of both families, of one device or of all."""
+    return message(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(AF_UNSPEC, 0, 0, 0, ifindex))
+
+
+def parse_address(body: memoryview) -> tuple[int, int, int, int, IP | None]:
+    """(ifindex, prefix length, flags, scope, address) of an address message."""
+    _family, length, flags, scope, ifindex = _IFADDR.unpack_from(body)
+    found = attrs(body, _IFADDR.size)
+    ip = read_ip(found.get(IFA_LOCAL) or found.get(IFA_ADDRESS))
+    return ifindex, length, u32(found.get(IFA_FLAGS)) or flags, scope, ip
