@@ -27,11 +27,6 @@ _REMEDY = {
 }
 
 
-def neigh(family: Family, device: str, setting: str, root: Path = PROC_SYS) -> Path:
-    """Path of a neighbour table setting of a device, e.g. ``app_solicit``; device ``default`` for new ones."""
-    return root / "net" / _directory(family) / "neigh" / device / setting
-
-
 def conf(family: Family, device: str, setting: str, root: Path = PROC_SYS) -> Path:
     """Path of an address family setting of a device, e.g. ``accept_ra``; also ``all`` and ``default``."""
     return root / "net" / _directory(family) / "conf" / device / setting
@@ -51,6 +46,14 @@ def read(path: Path) -> str | None:
         raise _refused(f"read {path}", exc) from exc
 
 
+def look(path: Path) -> str | None:
+    """A setting without its newline; None when it cannot be read, for whatever reason."""
+    try:
+        return read(path)
+    except KernelError:
+        return None
+
+
 def write(path: Path, value: str | int) -> None:
     """Set a value; one that is set already is not written, so that a read-only /proc/sys with the right
     values in it is good enough.
@@ -58,7 +61,7 @@ def write(path: Path, value: str | int) -> None:
     Raises:
         KernelError: the kernel refused; the sentence says what to do.
     """
-    if _quietly(path) == str(value):
+    if look(path) == str(value):
         return
     try:
         # without O_CREAT, so that a missing setting is ENOENT and not a misleading EPERM
@@ -93,7 +96,7 @@ def forwarding_off(families: Sequence[Family], root: Path = PROC_SYS) -> list[st
     sentences = []
     for family in families:
         path = root / "net/ipv4/ip_forward" if family is Family.V4 else conf(family, "all", "forwarding", root)
-        if _quietly(path) == "0":
+        if look(path) == "0":
             sentences.append(
                 f"{family.label} forwarding is off, so containers reach nothing beyond this host: write 1 to {path}"
             )
@@ -106,7 +109,7 @@ def bridge_filter_missing(families: Sequence[Family], root: Path = PROC_SYS) -> 
     for family in families:
         name = "bridge-nf-call-iptables" if family is Family.V4 else "bridge-nf-call-ip6tables"
         path = root / "net" / "bridge" / name
-        value = _quietly(path)
+        value = look(path)
         if value != "1":
             remedy = "modprobe br_netfilter" if value is None else f"write 1 to {path}"
             sentences.append(
@@ -122,7 +125,7 @@ def reverse_path_strict(device: str, root: Path = PROC_SYS) -> list[str]:
     The kernel takes the larger of the device's value and that of ``all``; 1 is strict, 2 is loose.
     Source: Documentation/networking/ip-sysctl.rst, rp_filter.
     """
-    values = [_quietly(conf(Family.V4, name, "rp_filter", root)) for name in ("all", device)]
+    values = [look(conf(Family.V4, name, "rp_filter", root)) for name in ("all", device)]
     if max((int(value) for value in values if value and value.isdecimal()), default=0) != 1:
         return []
     return [
@@ -130,14 +133,6 @@ def reverse_path_strict(device: str, root: Path = PROC_SYS) -> list[str]:
         f"another interface are dropped; if this host has several uplinks, "
         f"write 2 to {conf(Family.V4, device, 'rp_filter', root)}"
     ]
-
-
-def _quietly(path: Path) -> str | None:
-    """A setting that only a warning depends on: unreadable is as good as absent."""
-    try:
-        return read(path)
-    except KernelError:
-        return None
 
 
 def _directory(family: Family) -> str:

@@ -17,7 +17,7 @@ from typing import assert_never
 
 from flanneld.contracts import Failure
 from flanneld.errors import KernelError
-from flanneld.kernel import link_codec, neigh_codec, nexthops, route_codec
+from flanneld.kernel import link_codec, neigh_codec, nexthops, procfs, route_codec
 from flanneld.kernel.nexthops import Hop, Nexthops
 from flanneld.kernel.nlsocket import BATCH_MESSAGES, DUMP_RETRIES, Socket
 from flanneld.model.addr import IP, MAC, Family
@@ -269,14 +269,13 @@ class Rtnl:
     def _set(self, obj: Sysctl) -> None:
         """Write a setting; where /proc/sys cannot be written, as in most containers, over netlink if it goes."""
         try:
-            with open(f"/proc/sys/{obj.path}", "w") as file:
-                file.write(obj.value)
-        except OSError as exc:
-            if exc.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise KernelError(f"set {obj}", exc.errno or 0) from exc
-            self._set_over_netlink(obj, exc)
+            procfs.write(procfs.PROC_SYS / obj.path, obj.value)
+        except KernelError as exc:
+            if exc.code not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            self._set_over_netlink(obj)
 
-    def _set_over_netlink(self, obj: Sysctl, refusal: OSError) -> None:
+    def _set_over_netlink(self, obj: Sysctl) -> None:
         _net, version, kind, device, name = obj.path.split("/")
         if kind != "neigh" or name not in neigh_codec.NEIGH_SETTINGS:
             # What remains are router advertisements and duplicate address detection on a device that hears
@@ -386,8 +385,6 @@ class Rtnl:
 
 def _read_sysctls(paths: Iterable[str], state: State) -> None:
     for path in paths:
-        try:
-            with open(f"/proc/sys/{path}") as file:
-                state.add(Sysctl(path, file.read().strip()))
-        except OSError:
-            continue  # no such device yet: absent from the state
+        value = procfs.look(procfs.PROC_SYS / path)
+        if value is not None:  # else no such device yet: absent from the state
+            state.add(Sysctl(path, value))
