@@ -17,7 +17,10 @@ _CLOSE_S = 0.5
 what is still open then is a client that is not asking; a stop should not wait for it."""
 _HEADER_BYTES = 8192
 _CONNECTIONS = 64
-"""More at a time are refused, so that nobody can use up our file descriptors."""
+"""For one more the oldest has to go, so that nobody can use up our file descriptors. The oldest, because a probe asks
+within a millisecond: a pod that holds connections open must not make the kubelet think that we are dead."""
+_UNREAD_BYTES = 1 << 20
+"""So much of what a client sends after its request is taken in; one that goes on is cut off."""
 
 _TEXT = {200: "OK", 400: "Bad Request", 404: "Not Found", 431: "Request Header Fields Too Large"}
 _TEXT |= {503: "Service Unavailable"}
@@ -40,7 +43,8 @@ class PageServer:
 
     def __init__(self, answer: Callable[[bytes], Page]) -> None:
         self._answer = answer
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], None] = {}
+        """In the order in which they came."""
 
     async def serve(self, sock: socket.socket) -> None:
         """Answer on a listening socket until cancelled, then finish the answers under way.
@@ -69,17 +73,20 @@ class PageServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one answer; runs in the task that asyncio makes for it."""
         task = asyncio.current_task()
-        if task is None or len(self._open) >= _CONNECTIONS:
-            writer.close()
+        if task is None:
             return
-        self._open.add(task)
+        if len(self._open) >= _CONNECTIONS:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.cancel()
+        self._open[task] = None
         try:
             async with asyncio.timeout(_REQUEST_S):
                 await self._converse(reader, writer)
         except (TimeoutError, OSError, EOFError):
             pass  # the client went away or dawdled; nobody is there to be told
         finally:
-            self._open.discard(task)
+            self._open.pop(task, None)
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -93,8 +100,9 @@ class PageServer:
         await writer.drain()
         writer.write_eof()
         # Closing with unread input makes the kernel send a reset that can overtake the answer.
-        while await reader.read(_HEADER_BYTES):
-            pass
+        left = _UNREAD_BYTES
+        while left > 0 and (unread := await reader.read(_HEADER_BYTES)):
+            left -= len(unread)
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[Page, bool]:
         """The page that was asked for, and whether its body goes along (not for HEAD)."""
