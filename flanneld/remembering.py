@@ -34,6 +34,8 @@ harm: it is asked on, and what it says replaces what was remembered."""
 
 SAVE_AFTER_S = 1.0
 """Changes are collected for so long before they are written: a boot storm is one write a second, not thousands."""
+SAVE_AGAIN_S = 30.0
+"""After a write that failed, whose memory is older than it need be."""
 SAVE_SHARE = 0.01
 """Longest share of the time that is spent writing, however large the network."""
 
@@ -192,8 +194,13 @@ class Remembering:
                 _date(header.expires),
             )
             return None
-        expires = None if header.expires is None else header.expires - self._clock() + self._uptime()
-        return OwnLease(header.own, lease, expires)
+        return OwnLease(header.own, lease, self._remembered_end(header))
+
+    def _remembered_end(self, header: Header) -> float | None:
+        """When our remembered lease runs out, on ``uptime``; a clock that went back makes it no longer than it was."""
+        if header.expires is None:
+            return None
+        return self._uptime() + min(header.expires - self._clock(), header.expires - header.saved)
 
     def _say_why(self, exc: BaseException) -> None:
         if self._memory is None or not self._patience_s:
@@ -294,9 +301,11 @@ class Remembering:
         if table.complete:
             return
         try:
-            leases = memory.leases()
+            leases = await asyncio.to_thread(memory.leases)  # half a second for fifty thousand
         except ValueError as exc:
             log.warning("the memory of leases cannot be used: %s", exc)
+            return
+        if table.complete:  # by now
             return
         table.restore(leases)
         self._trouble("peers", f"the store does not answer, peers are those of {_date(memory.header.saved)}")
@@ -317,7 +326,9 @@ class Remembering:
             began = time.monotonic()
             if header := self._snapshot(table):
                 self._news.clear()
-                await self._write(header, dict(table.by_key))
+                if not await self._write(header, dict(table.by_key)):  # a full disk may have room again
+                    self._news.set()
+                    await asyncio.sleep(SAVE_AGAIN_S)
                 await asyncio.sleep((time.monotonic() - began) / SAVE_SHARE)
 
     async def _save_own(self) -> None:
@@ -327,9 +338,9 @@ class Remembering:
             leases = {**table.by_key, own.key: table.get(own.key) or own.lease}  # a list may still be under way
             await self._write(header, leases)
 
-    async def _write(self, header: Header, leases: dict[str, Lease]) -> None:
+    async def _write(self, header: Header, leases: dict[str, Lease]) -> bool:
         async with self._writing:  # the later one stays
-            await asyncio.to_thread(self._cache.keep, header, leases)
+            return await asyncio.to_thread(self._cache.keep, header, leases)
 
     def _snapshot(self, table: LeaseTable) -> Header | None:
         """What to write now; None while that would be less than what is known already."""

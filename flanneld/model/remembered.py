@@ -25,6 +25,8 @@ from flanneld.model.lease_codec import decode_attrs, encode_attrs
 
 _MARK = b"sha256:"
 
+VERSION = 1
+
 
 class Header(msgspec.Struct, tag_field="kind", tag="flanneld-cache", frozen=True, kw_only=True):
     """Everything but the leases."""
@@ -52,6 +54,14 @@ class Header(msgspec.Struct, tag_field="kind", tag="flanneld-cache", frozen=True
     """``Store.operator_addresses``, empty where there is none."""
     leases: int
     """How many lines follow."""
+
+
+class Newer(ValueError):
+    """A format that came after this program."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"a newer flanneld wrote it (format {version}, this one knows up to {VERSION})")
+        self.version = version
 
 
 class Remembered(NamedTuple):
@@ -108,8 +118,10 @@ def decode(raw: bytes) -> Remembered:
     """Read a file and check it.
 
     Raises:
-        ValueError: truncated, damaged, of another kind or version; the text says which.
+        Newer: of a version to come.
+        ValueError: truncated, damaged, of another kind; the text says which.
     """
+    _refuse_newer(raw)
     body, found, checksum = raw.rpartition(_MARK)
     if not found or not checksum.endswith(b"\n"):
         raise ValueError("it has no checksum at its end, so it is cut short or no memory of leases")
@@ -117,6 +129,21 @@ def decode(raw: bytes) -> Remembered:
         raise ValueError("its checksum is wrong, so it was damaged or edited")
     head, _, rows = body.partition(b"\n")
     return Remembered(_decoded(_decode_head, head), rows)
+
+
+class _Head(msgspec.Struct, tag_field="kind", tag="flanneld-cache"):
+    """What the first line has in any version, those to come included."""
+
+    version: int
+
+
+def _refuse_newer(raw: bytes) -> None:
+    try:
+        head = msgspec.json.decode(raw[: raw.find(b"\n") + 1], type=_Head)
+    except (ValueError, RecursionError):
+        return  # the checksum says what it is
+    if head.version > VERSION:
+        raise Newer(head.version)
 
 
 _Row = tuple[str, str | None, str | None, int, msgspec.Raw]

@@ -29,7 +29,7 @@ _REMEDY = {
 }
 
 
-def write_atomic(path: Path, content: bytes, what: str, new_mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: bytes, what: str, new_mode: int = 0o644, *, mode: int | None = None) -> None:
     """Write a file through a temporary one beside it (contract 4.3, 4.6).
 
     Args:
@@ -37,13 +37,14 @@ def write_atomic(path: Path, content: bytes, what: str, new_mode: int = 0o644) -
         content: the whole new content.
         what: what the file is, for the sentence of an error.
         new_mode: permission bits of a new file, whatever the umask; an existing regular file keeps its own.
+        mode: permission bits in any case.
 
     Raises:
         KernelError: it could not be written; the old file is untouched.
     """
     try:
         make_directory(path.parent)
-        _replace(path, content, new_mode)
+        _replace(path, content, _mode_of(path, new_mode) if mode is None else mode)
     except OSError as exc:
         raise file_refused(f"write {what} {path}", exc) from exc
 
@@ -87,7 +88,7 @@ def make_directory(path: Path) -> None:
         path.chmod(0o755)
 
 
-def _replace(path: Path, content: bytes, new_mode: int) -> None:
+def _replace(path: Path, content: bytes, mode: int) -> None:
     # the hidden name keeps globbing readers (systemd, shells) from taking the half-written file
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -96,7 +97,7 @@ def _replace(path: Path, content: bytes, new_mode: int) -> None:
                 fcntl.flock(fd, fcntl.LOCK_SH)  # "somebody lives who will rename this", see ``remove_leftovers``
             file.write(content)
             file.flush()
-            os.fchmod(fd, _mode_of(path, new_mode))
+            os.fchmod(fd, mode)
             # without it a power cut may leave the new name on an empty file (ext4 delayed allocation)
             os.fsync(fd)
             os.rename(temporary, path)

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from flanneld.report.atomic import write_atomic
+from flanneld.report.own_file import read_own
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def set_aside(path: Path, reason: str, ending: str = "unusable") -> None:
 def _read(path: Path, kind: Kind[T]) -> tuple[int, T] | None:
     """Version and content."""
     try:
-        raw = path.read_bytes()
+        raw = read_own(path)
         return _decode(raw, kind)
     except (FileNotFoundError, NotADirectoryError):
         return None
