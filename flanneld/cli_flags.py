@@ -23,6 +23,7 @@ from flanneld.flag_values import (
     port,
     regex,
     something,
+    utf8,
 )
 from flanneld.goflags import Flag, from_environment
 from flanneld.model.addr import Family
@@ -30,12 +31,12 @@ from flanneld.model.options import EtcdOptions, Options
 
 ETCD_FLAGS = (
     Flag("etcd-endpoints", something, "etcd servers, separated by commas", "URLS"),
-    Flag("etcd-prefix", str, "where the network lives in etcd"),
+    Flag("etcd-prefix", utf8, "where the network lives in etcd"),
     Flag("etcd-cafile", str, "certificates that etcd's own is checked against", "FILE"),
     Flag("etcd-certfile", str, "our certificate for etcd", "FILE"),
     Flag("etcd-keyfile", str, "the private key of our certificate", "FILE"),
-    Flag("etcd-username", str, "user name for etcd"),
-    Flag("etcd-password", str, "password for etcd; better in FLANNELD_ETCD_PASSWORD, which ps hides", secret=True),
+    Flag("etcd-username", utf8, "user name for etcd"),
+    Flag("etcd-password", utf8, "password for etcd; better in FLANNELD_ETCD_PASSWORD, which ps hides", secret=True),
 )
 
 _KUBE_FLAGS = (

@@ -92,6 +92,15 @@ def something(text: str) -> str:
     return text
 
 
+def utf8(text: str) -> str:
+    """Text that goes over a wire; the operating system hands us bytes of any kind."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it must be UTF-8") from None
+    return text
+
+
 def file_name(text: str) -> str:
     """The name of a file in some directory, of a kind that CNI runtimes look at."""
     if "/" in text or text.startswith(".") or not text.endswith((".conflist", ".conf", ".json")):

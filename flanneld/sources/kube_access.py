@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable
 
 from flanneld.errors import ConfigError
-from flanneld.sources.kube_config import Pem, Server, Settings
+from flanneld.sources.kube_config import Pem, Server, Settings, is_token
 
 log = logging.getLogger("flanneld.kube")
 
@@ -134,10 +134,10 @@ def _read(path: str) -> bytes:
 
 
 def _read_token(path: str) -> str:
-    raw = _read(path).strip()
-    if not raw or not raw.isascii() or any(byte <= 32 or byte == 127 for byte in raw):
+    token = _read(path).strip().decode(errors="replace")
+    if not token or not is_token(token):
         raise ConfigError(f"{path} does not hold a token, which is one line of ASCII without blanks")
-    return raw.decode()
+    return token
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

@@ -21,9 +21,10 @@ IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its account. Source: kubernetes.io "Accessing the Kubernetes API from a Pod"."""
 
 _URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#]*)?",
+    r"(?P<scheme>https?)://(?P<host>\[[^\[\]]*\]|[^/:\[\]?#@]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-~]*)?",
     re.IGNORECASE,
 )
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 
 class Server(NamedTuple):
@@ -57,7 +58,8 @@ class Server(NamedTuple):
         """
         match = _URL.fullmatch(text.strip())
         port = int(match["port"] or 0) if match else 0
-        if match is None or port > 65535 or (match["port"] and port == 0) or not _is_host(match["host"]):
+        is_url = match is not None and _is_host(match["host"]) and not {"?", "#"} & set(match["path"] or "")
+        if match is None or not is_url or port > 65535 or (match["port"] and port == 0):
             shown = "a URL with a user name" if "@" in text else repr(text[:200])  # a password is not repeated
             raise ConfigError(f"{where} is {shown}, which is no API server: write it like https://10.0.0.1:6443")
         tls = match["scheme"].lower() == "https"
@@ -67,11 +69,16 @@ class Server(NamedTuple):
 
 def _is_host(host: str) -> bool:
     if not host.startswith("["):
-        return True
+        return bool(_NAME.fullmatch(host))
     try:
         return len(parse_ip(host[1:-1])) == 16
     except ValueError:
         return False
+
+
+def is_token(text: str) -> bool:
+    """Whether a bearer token can be sent as it is: a header with anything else in it is shown by who refuses it."""
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 class Pem(NamedTuple):
@@ -186,8 +193,8 @@ def read_kubeconfig(path: Path) -> Settings:
         f"kubeconfig {path}",
         cluster.pem("certificate-authority", path.parent),
         cluster.flag("insecure-skip-tls-verify"),
-        cluster.text("tls-server-name"),
-        user.text("token"),
+        _server_name(cluster),
+        _token(user),
         user.path("tokenFile", path.parent),
         user.pem("client-certificate", path.parent),
         user.pem("client-key", path.parent),
@@ -196,6 +203,20 @@ def read_kubeconfig(path: Path) -> Settings:
     if bool(settings.cert) != bool(settings.key):
         raise user.wrong("client-certificate", "and client-key belong together: give both")
     return settings
+
+
+def _token(user: _Section) -> str:
+    token = user.text("token").strip()  # YAML's block form, ``token: |``, ends with a line end
+    if not is_token(token):
+        raise user.wrong("token", "is not one line of ASCII without blanks: write it anew")
+    return token
+
+
+def _server_name(cluster: _Section) -> str:
+    name = cluster.text("tls-server-name")
+    if name and not (_NAME.fullmatch(name) or _is_host(f"[{name}]")):
+        raise cluster.wrong("tls-server-name", "is no name of a server: write the one in its certificate")
+    return name
 
 
 def _load(path: Path) -> object:

@@ -136,6 +136,12 @@ BAD: Mapping[str, tuple[list[str], dict[str, str], str]] = {
     "API server with user": (["--kube-subnet-mgr", f"--kube-api-url=https://u:{SECRET}@127.0.0.1:1"], {}, ""),
     "token": (["--kube-subnet-mgr", "--kubeconfig-file=FILE"], {"NODE_NAME": "n"}, kubeconfig(token=SECRET)),
     "token of a wrong type": (["--kube-subnet-mgr", "--kubeconfig-file=FILE"], {}, kubeconfig(token=[SECRET])),
+    "token with another line": (
+        ["--kube-subnet-mgr", "--kubeconfig-file=FILE"],
+        {"NODE_NAME": "n"},
+        kubeconfig(token=f"{SECRET}\nmore"),
+    ),
+    "password that is no UTF-8": (["--etcd-username=u"], {"FLANNELD_ETCD_PASSWORD": f"{SECRET}\udcff"}, ""),
     "token beside bad YAML": (["--kube-subnet-mgr", "--kubeconfig-file=FILE"], {}, f"token: {SECRET}\n\t- : ["),
     "client key that is none": (
         ["--kube-subnet-mgr", "--kubeconfig-file=FILE"],

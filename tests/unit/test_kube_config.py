@@ -147,6 +147,13 @@ def test_certificates_come_as_files_or_as_data(tmp_path: Path) -> None:
         ({"client-certificate": "/x"}, {}, "belong together"),
         ({"client-key-data": "/x", "client-certificate-data": "!!"}, {}, "client-certificate-data is not base64"),
         ({"token": 5}, {}, "token is not text"),
+        ({"token": "s3cret\nmore"}, {}, "token is not one line of ASCII without blanks"),
+        ({"token": "s3cr\u00e9t"}, {}, "token is not one line of ASCII without blanks"),
+        ({}, {"server": "https://a b:6443"}, "which is no API server"),
+        ({}, {"server": "https://a\nb:6443"}, "which is no API server"),
+        ({}, {"server": "https://192.0.2.1:6443/a\u00e9"}, "which is no API server"),
+        ({}, {"tls-server-name": ".example.com"}, "tls-server-name is no name of a server"),
+        ({}, {"tls-server-name": "a\0b"}, "tls-server-name is no name of a server"),
         ({}, {"insecure-skip-tls-verify": "yes"}, "neither true nor false"),
     ],
 )
@@ -157,6 +164,11 @@ def test_what_a_daemon_cannot_do_is_refused_with_the_remedy(
         read_kubeconfig(written(tmp_path, user, **cluster))
     assert "s3cret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_line_end_after_a_token_is_no_part_of_it(tmp_path: Path) -> None:
+    """YAML's block form, ``token: |``, ends with one."""
+    assert read_kubeconfig(written(tmp_path, {"token": "x\n"})).token == "x"
 
 
 @pytest.mark.parametrize(
