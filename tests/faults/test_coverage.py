@@ -17,12 +17,18 @@ TESTS = Path(__file__).parent.parent
 
 @cache
 def names(file: Path) -> frozenset[str]:
-    """Tests of a file, those of classes with their class."""
-    found = set()
-    for node in ast.parse(file.read_text()).body:
+    """Tests of a file, those of classes with their class, inherited ones too."""
+    body = ast.parse(file.read_text()).body
+    found, home = set(), {}
+    for node in body:
         found.add(getattr(node, "name", ""))
+        if isinstance(node, ast.ImportFrom):
+            home |= {alias.name: f"{node.module}".replace(".", "/") + ".py" for alias in node.names}
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}::{getattr(part, 'name', '')}" for part in node.body}
+            for base in (base.id for base in node.bases if isinstance(base, ast.Name) and base.id in home):
+                theirs = (name.partition("::") for name in names(TESTS.parent / home[base]))
+                found |= {f"{node.name}::{test}" for owner, _, test in theirs if owner == base}
     return frozenset(found)
 
 

@@ -32,6 +32,7 @@ from tests.support.firewall import (
     use_variant,
 )
 from tests.support.netns import Netns
+from tests.support.packet_walk import PacketWalk
 from tests.support.wait import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("iptables")]
@@ -95,34 +96,8 @@ def masqueraded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         yield made
 
 
-@pytest.mark.parametrize("family", Family, ids=lambda f: f.label)
-class TestPackets:
+class TestPackets(PacketWalk):
     """FORWARD drops by policy throughout: what arrives proves the forward rules, too (failures F08)."""
-
-    def test_pod_to_outside_comes_from_the_host(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.pod, masqueraded.outside, at.outside) == at.host
-
-    def test_pod_to_a_pod_elsewhere_keeps_its_source(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.pod, masqueraded.far, at.far) == at.pod
-
-    def test_a_pod_elsewhere_to_own_pod_keeps_its_source(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.far, masqueraded.pod, at.pod) == at.far
-
-    def test_outside_to_own_pod_keeps_its_source(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.outside, masqueraded.pod, at.pod) == at.outside
-
-    def test_host_to_overlay_from_its_underlay_address_is_masqueraded(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.host, masqueraded.far, at.far, source=at.host) == at.overlay
-
-    @pytest.mark.parametrize("mark", [0x4000, 0xC001], ids=hex)
-    def test_marked_packets_keep_their_source(self, masqueraded: Bed, family: Family, mark: int) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.host, masqueraded.far, at.far, source=at.host, mark=mark) == at.host
 
 
 @pytest.mark.parametrize("iptables", VARIANTS)

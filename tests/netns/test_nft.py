@@ -12,9 +12,7 @@ import pytest
 from flanneld.errors import KernelError
 from flanneld.kernel.nft import Nftables
 from flanneld.kernel.run import run
-from flanneld.model.addr import Family
 from tests.support.firewall import (
-    ADDRESSES,
     BOTH,
     V4,
     Bed,
@@ -24,9 +22,9 @@ from tests.support.firewall import (
     nft_rules,
     nft_tables,
     remove,
-    source_seen,
 )
 from tests.support.netns import Netns
+from tests.support.packet_walk import PacketWalk
 from tests.support.wait import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("nft")]
@@ -56,34 +54,8 @@ async def listed() -> list[str]:
     return sorted((await run("nft", "list", "ruleset")).splitlines())
 
 
-@pytest.mark.parametrize("family", Family, ids=lambda f: f.label)
-class TestPackets:
-    def test_pod_to_outside_comes_from_the_host(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.pod, masqueraded.outside, at.outside) == at.host
-
-    def test_pod_to_a_pod_elsewhere_keeps_its_source(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.pod, masqueraded.far, at.far) == at.pod
-
-    def test_outside_to_own_pod_keeps_its_source(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.outside, masqueraded.pod, at.pod) == at.outside
-
-    def test_host_to_overlay_from_its_underlay_address_is_masqueraded(self, masqueraded: Bed, family: Family) -> None:
-        """Contract 8.16: Go flanneld's nft rules leave a source that the peer cannot answer."""
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.host, masqueraded.far, at.far, source=at.host) == at.overlay
-
-    @pytest.mark.parametrize("mark", [0x4000, 0xC001], ids=hex)
-    def test_marked_packets_keep_their_source(self, masqueraded: Bed, family: Family, mark: int) -> None:
-        """Contract 11.22: other bits of the mark belong to others and do not matter."""
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.host, masqueraded.far, at.far, source=at.host, mark=mark) == at.host
-
-    def test_another_mark_does_not_stop_masquerading(self, masqueraded: Bed, family: Family) -> None:
-        at = ADDRESSES[family]
-        assert source_seen(masqueraded.host, masqueraded.far, at.far, source=at.host, mark=0x8000) == at.overlay
+class TestPackets(PacketWalk):
+    """The packets by our nft rules."""
 
 
 def test_tables_are_flannels_own(ns: Netns) -> None:
