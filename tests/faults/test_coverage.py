@@ -19,10 +19,11 @@ TESTS = Path(__file__).parent.parent
 def names(file: Path) -> frozenset[str]:
     """Tests of a file, those of classes with their class, inherited ones too."""
     body = ast.parse(file.read_text()).body
-    found, home = set(), {}
+    found: set[str] = set()
+    home: dict[str, str] = {}
     for node in body:
         found.add(getattr(node, "name", ""))
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("tests."):
             home |= {alias.name: f"{node.module}".replace(".", "/") + ".py" for alias in node.names}
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}::{getattr(part, 'name', '')}" for part in node.body}
