@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-# include/uapi/linux/inotify.h; IN_NONBLOCK and IN_CLOEXEC are the O_ flags
-_IN_CLOSE_WRITE, _IN_CLOSE_NOWRITE = 0x8, 0x10
-_IN_DELETE_SELF, _IN_MOVE_SELF = 0x400, 0x800
-_MASK = _IN_CLOSE_WRITE | _IN_CLOSE_NOWRITE | _IN_DELETE_SELF | _IN_MOVE_SELF
+from flanneld.inotify import Inotify, On
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_EVENTS = On.CLOSE_WRITE | On.CLOSE_NOWRITE | On.DELETE_SELF | On.MOVE_SELF
 
 
 def lock_file() -> Path:
@@ -40,32 +36,32 @@ class LockWatch:
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
         self._later: asyncio.TimerHandle | None = None
-        self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd >= 0:
-            self._loop.add_reader(self._fd, self._readable)
+        self._inotify: Inotify | None = None
+        with contextlib.suppress(OSError):
+            self._inotify = Inotify()
+            self._inotify.arm(self._touched)
 
     def arm(self) -> None:
         """Watch the file that has the name now; again and again, as it may not have been there, or be another one."""
-        if self._fd >= 0:
-            _libc.inotify_add_watch(self._fd, os.fsencode(self._path), ctypes.c_uint32(_MASK))
+        if self._inotify is not None:
+            with contextlib.suppress(OSError):
+                self._inotify.watch(self._path, _EVENTS)
 
     def close(self) -> None:
         """Stop watching."""
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
 
-    def _readable(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._fd, 1 << 16)
-        if self._later is None:
-            self._later = self._loop.call_at(self._due, self._tell)
+    def _touched(self) -> None:
+        self._later = self._loop.call_at(self._due, self._tell)
 
     def _tell(self) -> None:
         self._later = None
+        if self._inotify is not None:
+            self._inotify.arm(self._touched)
         self._released()
         self._due = self._loop.time() + self._gap_s()
