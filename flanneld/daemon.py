@@ -90,6 +90,7 @@ class Daemon:
         self._leases_problem = slot("leases", "the list of leases has not come yet")
         self._file_problem = slot("file", "subnet.env is not written yet")
         self._cni_problem = slot("cni", self._cni.problem if self._cni else None)
+        self._file_remark, self._cni_remark = remark("file"), remark("cni")
         self._path = standing.backend.data_path(
             surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired)
         )
@@ -228,9 +229,9 @@ class Daemon:
     def _runner_repaired(self, text: str) -> None:
         self._audit.note("data path", text)
 
-    def _file_repaired(self, text: str) -> None:
+    def _file_repaired(self, text: str, times: int) -> None:
         log.info("%s", text)
-        self._audit.note("file", text)
+        self._audit.note("file", text, times=times)
 
     def _status(self) -> dict[str, object]:
         """What ``flannelctl status`` shows; names stay, more may come."""
@@ -291,10 +292,12 @@ class Daemon:
         return self._env
 
     def _cni_conf_now(self, file: CniFile) -> bytes:
+        self._file_remark(self._file.fight)
         self._cni_problem(file.problem)
         return self._cni_conf
 
     def _wanted_rules(self) -> Sequence[TrafficRules]:
+        self._cni_remark(file.fight)
         options, conf = self._options, self._standing.conf
         random = not options.ip_masq_fully_random_disable
         return [

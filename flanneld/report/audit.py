@@ -46,9 +46,11 @@ class Audit:
         self.counts: Counter[str] = Counter()
         """Repairs since the start, by kind."""
 
-    def note(self, kind: str, text: str, what: str = "", was: str = "", after_s: float = 0.0, by: str = "") -> None:
-        """Take one repair that has just been made."""
-        self.counts[kind] += 1
+    def note(
+        self, kind: str, text: str, what: str = "", was: str = "", after_s: float = 0.0, by: str = "", times: int = 1
+    ) -> None:
+        """Take one repair that has just been made, or several of one object that one line stands for."""
+        self.counts[kind] += times
         self._entries.append(Entry(self._clock() - after_s, kind, what, was, after_s * 1000, by, text))
 
     def entries(self) -> Sequence[Entry]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flanneld.model.cni_conf import is_rendered
-from flanneld.report.held_file import HeldFile
+from flanneld.report.held_file import HeldFile, Repaired
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class CniFile(HeldFile):
         super().__init__(path, "CNI configuration", lambda found: not is_rendered(found), on_disk=True)
         self._rival = ""
 
-    async def hold(self, content: Callable[[], bytes | None], repaired: Callable[[str], None]) -> None:
+    async def hold(self, content: Callable[[], bytes | None], repaired: Repaired) -> None:
         """As ``HeldFile.hold``; and say once who else's configuration comes before ours."""
 
         def at_each_look() -> bytes | None:

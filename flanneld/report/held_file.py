@@ -24,17 +24,20 @@ CHECK_S = 1.0
 """Without any event we look all the same: a mount over the directory, for one, causes none."""
 COALESCE_S = 0.01
 """Events of one foreign write arrive in pieces (truncate, write, close): look when it is over."""
+BURST = 10
+"""Repairs in one story that are made at once and told one by one; then they come slower, and are only counted."""
 GAP_S = (0.05, 0.5)
-"""Time between repairs while somebody keeps breaking the file: from the first to the last value."""
+"""Time between repairs from then on: from the first to the last value. A container may be waiting for the file."""
 QUIET_S = 5.0
 """Without damage for so long, the next damage is a new story."""
-LINES = 5
-"""Audit lines in one story, before they are only counted."""
 RECOUNT_S = 60.0
 """How often the count is told."""
 KEPT_FILES = 9
 """So many foreign files are set aside in one directory, then they are only replaced."""
 MAX_FOREIGN_FILE = 1 << 16
+
+Repaired = Callable[[str, int], None]
+"""Told of repairs: in words, and how many they are."""
 
 
 class HeldFile:
@@ -49,6 +52,7 @@ class HeldFile:
 
     Attributes:
         problem: why the file is not in place, one sentence, or None; part of readiness.
+        fight: that somebody breaks it again and again, one sentence, or None.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class HeldFile:
     ) -> None:
         self.path = path
         self.problem: str | None = f"the {what} is not written yet"
+        self.fight: str | None = None
         self._what = what
         self._is_precious = is_precious
         self._on_disk = on_disk
@@ -84,14 +89,15 @@ class HeldFile:
         self._settle(content)
         return True
 
-    async def hold(self, content: Callable[[], bytes | None], repaired: Callable[[str], None]) -> None:
+    async def hold(self, content: Callable[[], bytes | None], repaired: Repaired) -> None:
         """Keep the file right, for ever.
 
         Args:
             content: what has to stand there; None = not known yet, leave the file alone. Asked at every
                 look, so a new answer takes effect within ``CHECK_S``, or at once through ``update``.
             repaired: called with one sentence for each repair of damage done by others; not for changes
-                of ``content``. Damage without end is repaired at a bounded rate and then only counted.
+                of ``content``. Damage without end is repaired at a bounded rate and then only counted: the
+                sentence stands for as many repairs as the number says.
         """
         remove_leftovers(self.path.parent, self.path.name)
         wake = asyncio.Event()
@@ -151,7 +157,7 @@ class HeldFile:
 class _Guard:
     """Decides at each look whether to repair now, when to look again, and what deserves a line."""
 
-    def __init__(self, file: HeldFile, repaired: Callable[[str], None], clock: Callable[[], float]) -> None:
+    def __init__(self, file: HeldFile, repaired: Repaired, clock: Callable[[], float]) -> None:
         self._file = file
         self._repaired = repaired
         self._clock = clock
@@ -190,19 +196,33 @@ class _Guard:
         self._count += 1
         self._untold += 1
         self._last = now
-        first, last = GAP_S
-        self._not_before = now + min(first * 2 ** min(self._count - 1, 16), last)
-        if self._count <= LINES or now - self._last_told >= RECOUNT_S:
+        if (beyond := self._count - BURST) >= 0:
+            first, last = GAP_S
+            self._not_before = now + min(first * 2 ** min(beyond, 16), last)
+            if self._not_before - now == last:
+                self._complain()
+        if self._count <= BURST or now - self._last_told >= RECOUNT_S:
             times = f" ({self._untold} times since the last line)" if self._untold > 1 else ""
-            self._repaired(f"{self._file.path.name} {damage}: written again{times}")
+            self._repaired(f"{self._file.path.name} {damage}: written again{times}", self._untold)
             self._untold = 0
             self._last_told = now
+
+    def _complain(self) -> None:
+        """Say once that it is a fight."""
+        if not self._file.fight:
+            self._file.fight = (
+                f"another program changes or removes {self._file.path} again and again, so it is written again only "
+                f"every {GAP_S[1]:g} s: stop that program, or have it leave the file alone"
+            )
+            log.warning("%s", self._file.fight)
 
     def _calm(self, now: float) -> None:
         if self._count and now - self._last >= QUIET_S:
             if self._untold:
-                self._repaired(f"{self._file.path.name} is left alone again: written again {self._untold} times more")
+                text = f"{self._file.path.name} is left alone again: written again {self._untold} times more"
+                self._repaired(text, self._untold)
             self._count = self._untold = 0
+            self._file.fight = None
 
 
 def read_file(path: Path, limit: int) -> bytes:

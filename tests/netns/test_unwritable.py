@@ -24,7 +24,7 @@ file = SubnetFile(path)
 file.update(b"A=1\\n")
 def is_right(): return path.is_file() and path.read_bytes() == b"A=1\\n"
 async def main():
-    task = asyncio.create_task(file.hold(lambda: b"A=1\\n", lambda line: print(line, flush=True)))
+    task = asyncio.create_task(file.hold(lambda: b"A=1\\n", lambda line, _times: print(line, flush=True)))
     await asyncio.sleep(0)
     await body(path, file)
     task.cancel()

@@ -40,7 +40,7 @@ async def held(
 ) -> AsyncIterator[tuple[CniFile, list[str]]]:
     lines: list[str] = []
     file = CniFile(path)
-    task = asyncio.create_task(file.hold(wanted, lines.append))
+    task = asyncio.create_task(file.hold(wanted, lambda line, _times: lines.append(line)))
     try:
         yield file, lines
         assert not task.done()
