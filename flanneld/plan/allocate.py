@@ -69,20 +69,20 @@ def pick_subnet(conf: FamilyConf, taken: Iterable[Prefix], below: Below) -> Pref
         ConfigError: the range holds no subnet at all.
         Unavailable: all are taken; one may be freed.
     """
-    family = conf.network.family
-    step = 1 << (family.bits - conf.subnet_len)
-    count = (conf.subnet_max - conf.subnet_min) // step + 1 if conf.subnet_min <= conf.subnet_max else 0
+    family, step, count = conf.network.family, _step(conf), capacity(conf)
     if count == 0:
         raise ConfigError(
             f"{family.label} network {conf.network} has no subnet to lease: "
             "SubnetMin lies above SubnetMax; correct them in the network configuration"
         )
-    runs = list(_taken_runs(conf, taken, step, count))
-    free = count - sum(len(run) for run in runs)
+    blocks = tuple(taken)
+    runs = list(_taken_runs(conf, blocks))
+    free = count - sum(map(len, runs))
     if free == 0:
         raise Unavailable(
-            f"all {count} {family.label} subnets of {conf.network} are taken (length /{conf.subnet_len}); "
-            "delete leases of hosts that are gone or enlarge the network"
+            f"all {count} {family.label} subnets of {conf.network} are taken "
+            f"(length /{conf.subnet_len}{_larger(conf, blocks)}); "
+            "release leases of hosts that are gone (`flannelctl leases gc`) or enlarge the network"
         )
     index = below(free)
     for run in runs:  # ascending: each run at or below the index pushes it up by its length
@@ -92,8 +92,39 @@ def pick_subnet(conf: FamilyConf, taken: Iterable[Prefix], below: Below) -> Pref
     return Prefix.of_int(conf.subnet_min + index * step, conf.subnet_len, family)
 
 
-def _taken_runs(conf: FamilyConf, taken: Iterable[Prefix], step: int, count: int) -> Iterator[range]:
+def capacity(conf: FamilyConf) -> int:
+    """How many subnets a family's range has, free or not."""
+    return (conf.subnet_max - conf.subnet_min) // _step(conf) + 1 if conf.subnet_min <= conf.subnet_max else 0
+
+
+def vacancies(conf: FamilyConf, taken: Iterable[Prefix]) -> int:
+    """How many subnets of a family's range are free.
+
+    Args:
+        conf: the family's range.
+        taken: as for ``pick_subnet``.
+    """
+    return capacity(conf) - sum(map(len, _taken_runs(conf, taken)))
+
+
+def _step(conf: FamilyConf) -> int:
+    return 1 << (conf.network.family.bits - conf.subnet_len)
+
+
+def _larger(conf: FamilyConf, blocks: Iterable[Prefix]) -> str:
+    """For the sentence about a full network: leases from when it was split otherwise, which hold many at once."""
+    odd = sorted(
+        {block.masked() for block in blocks if block.length < conf.subnet_len and conf.network.overlaps(block)}
+    )
+    if not odd:
+        return ""
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    return f", of which larger leases hold several: {', '.join(map(str, odd[:3]))}{more}"
+
+
+def _taken_runs(conf: FamilyConf, taken: Iterable[Prefix]) -> Iterator[range]:
     """The numbers of the taken subnets as disjoint ascending ranges."""
+    step, count = _step(conf), capacity(conf)
     end = conf.subnet_min + count * step
     spans = sorted(
         ((block.first - conf.subnet_min) // step, (block.last - conf.subnet_min) // step + 1)
@@ -108,6 +139,20 @@ def _taken_runs(conf: FamilyConf, taken: Iterable[Prefix], step: int, count: int
             done = run.stop
 
 
+def counts(claimed: Subnets, conf: NetConf) -> Subnets:
+    """What of a claim counts when somebody looks for free space, or for who overlaps him.
+
+    What holds a family's whole network is nobody's lease there (``fold.meaning`` says the same to peers), or one such
+    key would keep every newcomer out, and everybody whose key is gone for a moment.
+    """
+
+    def part(family: Family) -> Prefix | None:
+        block, wanted = claimed.family(family), conf.family(family)
+        return block if block and wanted and block.length > wanted.network.length else None
+
+    return Subnets(part(Family.V4), part(Family.V6))
+
+
 def allocate(conf: NetConf, taken: Iterable[Subnets], previous: Subnets, below: Below) -> Subnets:
     """Choose the subnets of a new lease: in each enabled family the previous one if it can be had, else any free one.
 
@@ -118,14 +163,13 @@ def allocate(conf: NetConf, taken: Iterable[Subnets], previous: Subnets, below: 
         ConfigError: a family has no subnets at all.
         Unavailable: a family has no free one now.
     """
-    others = tuple(taken)
+    others = [counts(lease, conf) for lease in taken]
 
     def choose(family: Family) -> Prefix | None:
         wanted = conf.family(family)
         if wanted is None:
             return None
-        # what holds the whole network is nobody's lease, or one such key would keep every newcomer out
-        blocks = [b for lease in others if (b := lease.family(family)) and b.length > wanted.network.length]
+        blocks = [block for lease in others if (block := lease.family(family))]
         before = previous.family(family)
         if before and is_allowed(before, wanted) and not any(before.overlaps(block) for block in blocks):
             return before.masked()

@@ -39,7 +39,7 @@ class Claimer:
 
     async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
         """See ``contracts.Store.acquire``."""
-        self._key.confirmed = None
+        self._key.confirmed, self._key.conf = None, conf
         self._key.want(claim.attrs)
         # as they are compared; subnet.env holds the first address of the subnet, not its base (contract 3.41)
         previous = Subnets(*(block and block.masked() for block in claim.previous))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from flanneld.model.lease import Lease, LeaseAttrs, OwnLease
 from flanneld.model.lease_codec import decode_attrs, encode_attrs
-from flanneld.plan.allocate import Subnets
+from flanneld.model.netconf import NetConf
+from flanneld.plan.allocate import Subnets, counts
 from flanneld.plan.guard import Stake
 from flanneld.sources.etcd_client import EtcdClient, LeaseGone
 from flanneld.sources.etcd_history import History
@@ -49,6 +50,8 @@ class OwnKey:
         """Our lease as last seen in etcd."""
         self.wanted = LeaseAttrs(None)
         """The value it should have."""
+        self.conf: NetConf | None = None
+        """What it is acquired for."""
         self.lost: set[str] = set()
         """Keys that other hosts took from us."""
         self.store_age = 0
@@ -117,10 +120,10 @@ class OwnKey:
         return result.succeeded
 
     async def stakes(self) -> list[Stake]:
-        """Every key that claims a subnet, whatever its value."""
+        """Every key that claims a subnet of our network, whatever its value."""
         listing = await self.history.list(self.keys.subnets.encode())
         return [
-            Stake(self.keys.name(kv.key), subnets, kv.create_revision)
+            Stake(self.keys.name(kv.key), counts(subnets, self.conf) if self.conf else subnets, kv.create_revision)
             for kv in listing.kvs
             if (subnets := self.reader.subnets(kv))
         ]

@@ -148,6 +148,18 @@ async def test_a_full_network_is_waited_for_with_one_line(
     assert caplog.text.count("are taken") == 1
 
 
+@pytest.mark.parametrize("name", ["10.0.0.0-8", "10.5.0.0-16&fd00:5::-64", "10.5.1.0-24&fd00::-16"])
+async def test_a_key_that_holds_the_whole_network_keeps_no_dual_stack_host_out(
+    client: EtcdClient, root: str, host: MakeHost, name: str
+) -> None:
+    """Its other half, where it is a subnet, is taken."""
+    await client.put(f"{root}/subnets/{name}".encode(), b'{"PublicIP":"192.0.2.9","PublicIPv6":"fd00::9"}')
+    a = host(attrs_of("192.0.2.1", "id-a", "fd00::1"))
+    await asyncio.wait_for(a.run(DUAL), 10)
+    assert a.subnet() != "10.5.1.0/24"
+    assert a.subnet(Family.V6) != "fd00:5::/64"
+
+
 async def test_a_range_without_subnets_is_refused_at_once(host: MakeHost) -> None:
     conf = net_conf(family_conf("10.5.0.0/16", 24, subnets=0))
     with pytest.raises(ConfigError, match="SubnetMin"):

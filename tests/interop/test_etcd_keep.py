@@ -170,6 +170,20 @@ async def test_a_subnet_that_an_overlapping_key_took_is_lost(client: EtcdClient,
     assert await key.read() is None
 
 
+@pytest.mark.parametrize("name", ["10.0.0.0-8", "10.5.0.0-16"])
+async def test_a_key_that_holds_the_whole_network_takes_nobodys_subnet(
+    client: EtcdClient, root: str, host: MakeHost, name: str
+) -> None:
+    """It is nobody's lease to whoever allocates, so it is none to whoever has lost its key for a moment."""
+    a = host()
+    own = await a.run(CONF)
+    await client.put(f"{root}/subnets/{name}".encode(), encode_attrs(OTHER))
+    await client.delete(Key(client, root, a).path)
+    await until(lambda: a.own.revision > own.lease.revision, what="the key is there again")
+    assert a.lost is None
+    assert a.subnet() == str(own.lease.subnet)
+
+
 async def test_publishing_over_a_stolen_key_is_refused(client: EtcdClient, root: str, host: MakeHost) -> None:
     a = host()
     await a.acquire(CONF)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flanneld.errors import ConfigError, Unavailable
 from flanneld.model.addr import Family, Prefix
 from flanneld.model.netconf import FamilyConf, NetConf
-from flanneld.plan.allocate import Subnets, allocate, is_compatible, pick_subnet
+from flanneld.plan.allocate import Subnets, allocate, capacity, counts, is_compatible, pick_subnet, vacancies
 
 NOTHING = Subnets(None, None)
 
@@ -95,6 +95,36 @@ def test_the_last_free_subnet_is_found() -> None:
 def test_a_full_network_says_how_many_are_taken() -> None:
     with pytest.raises(Unavailable, match=r"all 255 IPv4 subnets of 10\.5\.0\.0/16 are taken"):
         pick_subnet(V4, [Prefix.parse("10.5.0.0/16")], random.randrange)
+
+
+@given(networks())
+def test_what_is_free_is_counted(network: tuple[FamilyConf, list[Prefix]]) -> None:
+    conf, taken = network
+    assert vacancies(conf, taken) == len(free_subnets(conf, taken))
+    assert vacancies(conf, []) == capacity(conf) == len(free_subnets(conf, []))
+
+
+def test_leases_of_another_split_that_fill_a_network_are_named() -> None:
+    """Whoever changed SubnetLen has hosts with larger leases until they are restarted (contract 3.22)."""
+    halves = [Prefix.parse("10.5.0.0/17"), Prefix.parse("10.5.128.0/17")]
+    with pytest.raises(Unavailable, match=r"larger leases hold several: 10\.5\.0\.0/17, 10\.5\.128\.0/17\)"):
+        pick_subnet(V4, halves, lambda _: 0)
+    quarters = [Prefix.of_int(V4.network.first + (number << 14), 18, Family.V4) for number in range(4)]
+    with pytest.raises(Unavailable, match=r"10\.5\.128\.0/18 and 1 more\); release"):
+        pick_subnet(V4, quarters, lambda _: 0)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "counted"),
+    [
+        (subnets("10.5.3.0/24", "fd00:5:0:3::/64"), subnets("10.5.3.0/24", "fd00:5:0:3::/64")),
+        (subnets("10.0.0.0/8", "fd00:5:0:3::/64"), subnets(None, "fd00:5:0:3::/64")),
+        (subnets("10.5.0.0/17", "fd00::/16"), subnets("10.5.0.0/17")),
+        (subnets("10.5.0.0/16"), NOTHING),
+    ],
+)
+def test_a_claim_to_a_whole_network_counts_for_nothing(claimed: Subnets, counted: Subnets) -> None:
+    assert counts(claimed, net_conf(V4, V6)) == counted
 
 
 def test_a_range_without_any_subnet_is_the_operators_mistake() -> None:
