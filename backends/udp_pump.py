@@ -75,7 +75,7 @@ class Pump:
         cfg: what to know of this host.
         gso: gather with UDP_SEGMENT, receive with UDP_GRO; see ``probe_gso``.
         gro: receive with UDP_GRO. To be False under the kernel rung: the kernel would merge datagrams before
-            its programs see them (``set_gro`` changes it later).
+            its programs see them.
         ended: told when a thread dies of a defect or a vanished TUN.
 
     It must be made in the network namespace of the TUN.
@@ -84,8 +84,6 @@ class Pump:
     def __init__(
         self, tun_fd: int, sock: socket.socket, cfg: PumpConfig, *, gso: bool, ended: Ended, gro: bool = True
     ) -> None:
-        self._sock = sock
-        self._gso = gso
         configure(sock, gso=gso, gro=gso and gro)
         self._icmp = Unreachable(cfg)
         self._wake = _Wake()
@@ -114,11 +112,6 @@ class Pump:
         table = PeerTable(peers)
         self._sender.table = table
         self._receiver.table = table
-
-    def set_gro(self, on: bool) -> None:
-        """Switch UDP_GRO while running, when the kernel rung comes or goes; without effect on the basic rung."""
-        if self._gso:
-            self._sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, int(on))
 
     def stats(self) -> dict[str, int]:
         """Counters since start, by the names of ``udp_packet.COUNTERS``."""

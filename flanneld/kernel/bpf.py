@@ -58,7 +58,6 @@ class MapKind(IntEnum):
     """Kinds of map, as numbered by ``enum bpf_map_type``."""
 
     HASH = 1
-    ARRAY = 2
     PERCPU_ARRAY = 6
     LPM_TRIE = 11
 
@@ -225,8 +224,6 @@ class ProgramInfo(NamedTuple):
     """What the kernel says of a program."""
 
     id: int
-    tag: bytes
-    """Hash of the instructions, without the maps they use: equal programs have equal tags."""
     map_ids: tuple[int, ...]
     name: str
 
@@ -283,13 +280,13 @@ class Loaded:
         os.close(self.fd)
 
     def info(self) -> ProgramInfo:
-        """Its number, its tag and its maps."""
+        """Its number, its maps and its name."""
         ids = ctypes.create_string_buffer(4 * 64)
         ask = bytearray(_PROG_INFO.size)
         struct.pack_into("=IQ", ask, 52, 64, ctypes.addressof(ids))
         fields = _PROG_INFO.unpack(_info(self.fd, len(ask), bytes(ask)))
         count = fields[9]
-        return ProgramInfo(fields[1], fields[2], struct.unpack_from(f"={min(count, 64)}I", ids), _text(fields[11]))
+        return ProgramInfo(fields[1], struct.unpack_from(f"={min(count, 64)}I", ids), _text(fields[11]))
 
     def run(self, packet: bytes, *, ifindex: int = 0, gso_bytes: int = 0, gso_segments: int = 0) -> Outcome:
         """Try the program on one packet; what it redirects goes nowhere, what it counts is counted.

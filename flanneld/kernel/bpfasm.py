@@ -15,7 +15,6 @@ from enum import IntEnum
 from typing import Final
 
 MAX_INSTRUCTIONS: Final = 4096  # the kernel's limit for a loader without CAP_BPF, and a hint that something is wrong
-STACK_BYTES: Final = 512
 
 _INSTRUCTION = struct.Struct("=BBhi")  # opcode, registers, offset, immediate
 _LD, _LDX, _ST, _STX, _ALU, _JMP, _JMP32, _ALU64 = range(8)

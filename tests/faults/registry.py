@@ -214,7 +214,6 @@ TABLE = [
 ]
 TABLE = [replace(row, in_table=True, outage_at_most_ms=1000.0) for row in TABLE]
 
-FIREWALLS = ("vxlan", "vxlan nftables", "vxlan legacy", "host-gw", "udp")
 OTHERS = [
     Fault("device deleted", ("F30",), DEVICES, "ip link del {dev}"),
     Fault("device renamed", ("F30",), AHEAD, "ip link set {dev} down; ip link set {dev} name gone0"),

@@ -22,10 +22,6 @@ FREE_MESSAGES = {
     "05-patch-badjson-400": "the words are those of Go's JSON parser",
     "05-patch-unknown-field": "the real server prints the whole object in Go's words",
 }
-SLOW = (
-    "04-list-rv-too-large-504", "11-watch-events", "11-watch-rv-future", "13-watch-server-shutdown",
-    "14-etcd-stalled-get",
-)  # fmt: skip
 HEADERS = ("content-type", "retry-after", "warning")
 
 

@@ -89,7 +89,9 @@ class Engine:
     All peers of the golden packets, a stranger and the pod live on ``lo``.
     """
 
-    def __init__(self, stack: ExitStack, *, gso: bool, cfg: PumpConfig = CONFIG, start: bool = True) -> None:
+    def __init__(
+        self, stack: ExitStack, *, gso: bool, gro: bool = True, cfg: PumpConfig = CONFIG, start: bool = True
+    ) -> None:
         ns = stack.enter_context(Netns("udpp-e"))
         here = "192.0.2.1"
         addresses = [here, POD, *(format_ip(ip) for ip in (GO_PEER.ip, KERNEL_PEER.ip, STRANGER))]
@@ -104,7 +106,7 @@ class Engine:
         self.icmp = stack.enter_context(ns.call(icmp_socket))
         self.ended: list[BaseException] = []
         self.sock = stack.enter_context(ns.call(udp_socket, *self.here))
-        self.pump = ns.call(Pump, far.fileno(), self.sock, cfg, gso=gso, ended=self.ended.append)
+        self.pump = ns.call(Pump, far.fileno(), self.sock, cfg, gso=gso, gro=gro, ended=self.ended.append)
         stack.callback(self.pump.stop)
         self.pump.apply(PEERS)
         if start:
