@@ -60,11 +60,13 @@ def audit(words: Sequence[str]) -> int:
     if given.help:
         print(usage(AUDIT_HEAD, (FILE, OUTPUT, LAST), Options()))
         return 0
-    lines = _fetch(given.values, "/audit").splitlines()[-int(str(given.values.get("last", 1000))) :]
+    # not splitlines(), which takes more for a line end than JSON does
+    lines = _fetch(given.values, "/audit").rstrip("\n").split("\n")[-int(str(given.values.get("last", 1000))) :]
+    entries = [json.loads(line) for line in lines if line]
     if given.values.get("output") == "json":
-        print("\n".join(lines))
+        print("".join(f"{json.dumps(entry)}\n" for entry in entries), end="")
         return 0
-    rows = [_row(json.loads(line)) for line in lines]
+    rows = [_row(entry) for entry in entries]
     if rows:
         print(render_table(("SEEN", "AFTER MS", "BY", "REPAIR"), rows))
     else:

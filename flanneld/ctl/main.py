@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from flanneld import __version__
 from flanneld.errors import FlannelError, UsageError
+from flanneld.model.plain import plain
 
 USAGE = """\
 usage: flannelctl COMMAND ...
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except FlannelError as error:
-        print(f"flannelctl: {error}", file=sys.stderr)
+        print(f"flannelctl: {plain(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 128 + signal.SIGINT

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Sequence
 
 from flanneld.errors import ConfigError
+from flanneld.model.plain import plain
 from flanneld.report.pages import Page, PageServer
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ class Health:
             reasons: why it is not ready.
             remarks: what is not as it should be all the same.
         """
-        self._reasons, self._remarks = tuple(reasons), tuple(remarks)
+        # some sentences quote a server, and are read by people at terminals
+        self._reasons, self._remarks = tuple(map(plain, reasons)), tuple(map(plain, remarks))
 
     async def serve(self, ip: str, port: int) -> None:
         """Answer until cancelled, then finish the answers under way.

@@ -88,4 +88,6 @@ class Tokens:
                     f"etcd refused {self.who}: check --etcd-username and --etcd-password ({exc.message})"
                 ) from exc
             raise
+        if not (reply.token.isascii() and reply.token.isprintable()):
+            raise Broken(wire.endpoint, "it gives a token that cannot be sent back to it: is it an etcd?")
         return reply.token

@@ -135,7 +135,7 @@ class EtcdClient:
                     return None
                 raise
             kvs += _kvs(reply.kvs, VALUE_BYTES)
-            if not reply.more:
+            if not reply.more or not reply.kvs:
                 return Listing(kvs, _age(reply.header)._replace(revision=request.revision or reply.header.revision))
             request.limit = _SMALL_PAGE if reply.ByteSize() > _LARGE_BYTES else _PAGE
             request.revision = request.revision or reply.header.revision
@@ -223,7 +223,7 @@ class EtcdClient:
         read = pb.RequestOp(request_range=pb.RangeRequest(key=key))
         request = pb.TxnRequest(compare=[compare], success=[write], failure=[read])
         reply, repeated = await self._ask(_TXN, request, key)
-        found = [] if reply.succeeded else _kvs(reply.responses[0].response_range.kvs)
+        found = [] if reply.succeeded else [kv for said in reply.responses for kv in _kvs(said.response_range.kvs)]
         return TxnResult(reply.succeeded, reply.header.revision, found), repeated
 
     async def grant(self, ttl_s: int) -> int:

@@ -24,7 +24,10 @@ from grpclib.protocol import H2Protocol
 from h2.exceptions import ProtocolError as H2ProtocolError
 
 from flanneld.errors import Unavailable
+from flanneld.model.plain import plain
 from flanneld.sources.etcd_endpoint import TLS, Endpoint
+
+_LONGEST_REASON = 600
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
@@ -62,9 +65,9 @@ class Broken(Unavailable):
     """One member did not do what was asked; another one may."""
 
     def __init__(self, endpoint: Endpoint, reason: str) -> None:
-        super().__init__(f"etcd at {endpoint}: {reason}")
         self.endpoint = endpoint
-        self.reason = reason
+        self.reason = plain(reason[:_LONGEST_REASON])  # a server's words may be in it
+        super().__init__(f"etcd at {endpoint}: {self.reason}")
 
 
 class Refused(Broken):
@@ -73,7 +76,7 @@ class Refused(Broken):
     def __init__(self, endpoint: Endpoint, status: Status, message: str) -> None:
         super().__init__(endpoint, message + _REMEDIES.get(message, ""))
         self.status = status
-        self.message = message
+        self.message = plain(message[:_LONGEST_REASON])
 
     @property
     def is_final(self) -> bool:

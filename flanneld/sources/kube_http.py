@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from flanneld import __version__
 from flanneld.errors import Unavailable
 from flanneld.model.node_codec import decode_node
+from flanneld.model.plain import plain
 from flanneld.sources.kube_access import Access
 from flanneld.sources.kube_wire import Broken, Head, Wire
 
@@ -189,13 +190,18 @@ class KubeHttp:
         return Refused(sentence, head.status, reason, _retry_after_s(head))
 
 
+def one_line(message: str) -> str:
+    """A server's words, fit for a sentence; some messages have several lines."""
+    return plain(" ".join(message[:400].split()))
+
+
 def _status_of(body: bytes) -> tuple[str, str]:
     """Reason and message of a Status; also of its kind-less form and of plain text."""
     try:
         status = decode_node(body)
     except ValueError:
-        return "", " ".join(body.decode("utf-8", "replace").split())[:200]
-    return status.reason, status.message[:400]
+        return "", one_line(body.decode("utf-8", "replace"))[:200]
+    return status.reason, one_line(status.message)
 
 
 def _retry_after_s(head: Head) -> float:

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 from flanneld.errors import Unavailable
 from flanneld.model.node_codec import Event, Node, decode_event, decode_node, decode_page
 from flanneld.retry import backoff
-from flanneld.sources.kube_http import KubeHttp, Refused, pause
+from flanneld.sources.kube_http import KubeHttp, Refused, one_line, pause
 from flanneld.sources.kube_wire import Broken, TooLarge
 from flanneld.sources.outage import Outage
 
@@ -272,7 +272,8 @@ class NodeFeed:
 
     def _told(self, status: Node) -> Unavailable:
         """The error that a server tells inside a watch that began with 200."""
-        sentence = f"{self._http.access.server} ends the watch ({status.code} {status.reason}: {status.message[:400]})"
+        words = one_line(f"{status.code} {status.reason}: {status.message}")
+        sentence = f"{self._http.access.server} ends the watch ({words})"
         if status.code == 410 or status.reason in ("Expired", "Gone"):
             return Expired(sentence)
         return Refused(sentence, status.code, status.reason)

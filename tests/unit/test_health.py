@@ -57,6 +57,12 @@ async def test_readiness_comes_and_goes_with_its_reasons(health: Health) -> None
     assert await ask(health, "/healthz") == (200, "flanneld is running")
 
 
+async def test_a_reason_that_quotes_somebody_is_one_line_without_terminal_codes(health: Health) -> None:
+    health.set_ready(["etcd says: gone\nflanneld is ready\x1b[2J"])
+    _, body = await ask(health, "/readyz")
+    assert body.splitlines() == ["flanneld is not ready yet", r"etcd says: gone\nflanneld is ready\x1b[2J"]
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "OPTIONS"])
 async def test_any_method_will_do(health: Health, method: str) -> None:
     assert await ask(health, "/healthz?verbose", method) == (200, "flanneld is running")
