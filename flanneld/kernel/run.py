@@ -47,7 +47,7 @@ async def run(*argv: str, stdin: str = "", timeout_s: float = 30.0) -> str:
         raise KernelError(what, errno.ENOENT, f"install it, on Debian: apt-get install {package}")
     # its own session, so that a wrapper script and its children can be killed together
     process = await asyncio.create_subprocess_exec(
-        path, *argv[1:], stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
+        path, *argv[1:], stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True, env=_environment()
     )
     try:
         async with asyncio.timeout(timeout_s):
@@ -59,6 +59,12 @@ async def run(*argv: str, stdin: str = "", timeout_s: float = 30.0) -> str:
     if process.returncode != 0:
         raise KernelError(what, 0, _first_sentence(err.decode(errors="replace")) or f"status {process.returncode}")
     return out.decode(errors="replace")
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what is for us alone: etcd's password, and the way to systemd."""
+    alone = ("FLANNELD_", "_FLANNELD_", "NOTIFY_SOCKET", "WATCHDOG_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(alone)}
 
 
 async def _kill(process: Process) -> None:

@@ -30,6 +30,20 @@ async def test_input_goes_in_and_output_comes_out(tools: Path) -> None:
     assert await run("fw", "-x", stdin="rules\n") == "-x\nrules\n"
 
 
+async def test_a_tool_is_told_no_password_and_cannot_speak_to_systemd_for_us(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our variables are for us; what the operator's tools need of theirs they get."""
+    monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "s3cret")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setenv("XTABLES_LOCKFILE", "/run/other.lock")
+    tool(tools, "fw", "env")
+    told = await run("fw")
+    assert "s3cret" not in told
+    assert "NOTIFY_SOCKET" not in told
+    assert "XTABLES_LOCKFILE=/run/other.lock\n" in told
+
+
 async def test_a_tool_that_reads_no_input_is_no_error(tools: Path) -> None:
     tool(tools, "fw", "exec true")
     assert await run("fw", stdin="rule\n" * 100_000) == ""
