@@ -103,6 +103,7 @@ class Daemon:
             Tell(slot("kernel", "the data path is not set up yet"), remark("kernel"), self._repaired),
             give_back,
         )
+        self._settings = SettingsWatch(self._path, self._reconciler.damaged, self._wake)
         managers = self._managers(standing.conf)
         self._rules = RuleKeeper(
             *managers, self._wanted_rules, slot("rules", "no firewall rules yet"), remark("rules"), self._rules_repaired
@@ -127,7 +128,7 @@ class Daemon:
         if self._cni is not None:
             yield self._cni.hold(partial(self._cni_conf_now, self._cni), self._file_repaired)
         yield self._underlay.run(self._wake)
-        yield SettingsWatch(self._path, self._wake).run()
+        yield self._settings.run()
         yield self._publish_changes()
         yield self._announce()
         yield pager.run()
@@ -222,6 +223,7 @@ class Daemon:
 
     def _repaired(self, repair: Repair, after_s: float, by: str) -> None:
         self._audit.note(repair.kind, repair.text, repair.what, repair.was, after_s, by)
+        self._settings.note(repair)
 
     def _rules_repaired(self, kind: str, text: str, after_s: float) -> None:
         self._audit.note(kind, text, after_s=after_s)
@@ -289,15 +291,15 @@ class Daemon:
     def _env_now(self) -> bytes:
         """What subnet.env should say; asked at every look at the file, so its state is told here too."""
         self._file_problem(self._file.problem)
+        self._file_remark(self._file.fight)
         return self._env
 
     def _cni_conf_now(self, file: CniFile) -> bytes:
-        self._file_remark(self._file.fight)
         self._cni_problem(file.problem)
+        self._cni_remark(file.fight)
         return self._cni_conf
 
     def _wanted_rules(self) -> Sequence[TrafficRules]:
-        self._cni_remark(file.fight)
         options, conf = self._options, self._standing.conf
         random = not options.ip_masq_fully_random_disable
         return [

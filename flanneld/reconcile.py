@@ -91,8 +91,8 @@ class Reconciler:
         """Entries that leases brought, changed or took since the last cycle; any other write is a repair."""
         self._was_right = False
         """Whether there was a cycle that left nothing undone, so that there is something to repair."""
-        self._damaged: dict[KernelObject, Entry | None] = {}
-        """Wanted entries that were announced as gone or changed, and what is there instead."""
+        self._damaged: dict[KernelObject, Entry | Sysctl | None] = {}
+        """Wanted entries and settings that were announced as gone or changed, and what is there instead."""
         self._notes: dict[str, str] = {}
         self._flood = Flood(log, "leases that are not used")
         self._recreate: frozenset[str] = frozenset()
@@ -119,8 +119,8 @@ class Reconciler:
     def _slow_s(self) -> float:
         return max(SLOW_CHECK_S, self._full_cost_s / SLOW_SHARE)
 
-    def damaged(self, want: Entry, instead: Entry | None) -> None:
-        """An entry that we want was announced as gone (or as changed to ``instead``): put it back in a short cycle."""
+    def damaged(self, want: Entry | Sysctl, instead: Entry | Sysctl | None) -> None:
+        """What we want was announced as gone (or as changed to ``instead``): put it back in a short cycle."""
         self._damaged[want] = instead
         self._wake(DAMAGE)
 
