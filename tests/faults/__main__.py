@@ -19,8 +19,9 @@ from flanneld.errors import FlannelError
 from tests.conftest import missing
 from tests.faults.bed import Bed
 from tests.faults.cases import CASES, TOOLS
+from tests.faults.fault import Fault
 from tests.faults.inject import Result, inject, others_changed
-from tests.faults.registry import FAULTS, Fault, rows
+from tests.faults.registry import FAULTS, rows
 from tests.faults.report import markdown, text, to_json, verdict
 
 

@@ -27,7 +27,8 @@ from flanneld.lab.spec import SUBNETS_KEY
 from tests.conftest import missing
 from tests.faults.bed import Bed, await_none
 from tests.faults.cases import ALL, CASES, TOOLS
-from tests.faults.registry import FAULTS, Fault
+from tests.faults.fault import Fault
+from tests.faults.registry import FAULTS
 from tests.support.snapshot import Snapshot
 
 STEPS = 12

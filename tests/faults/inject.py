@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tests.faults.bed import DEADLINE_S, QUIET_S, Bed, await_none
+from tests.faults.fault import Fault
 from tests.faults.probe import Outcome
-from tests.faults.registry import Fault
 
 
 class Round(NamedTuple):

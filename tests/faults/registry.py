@@ -1,66 +1,20 @@
-"""The faults by name: what somebody or something does to a host, and what an operator does about his part of it.
-
-A fault is a script on host 1, with words in braces from ``Bed.words``. What the fault takes from others as well (the
-default route, others' firewall rules) the operator puts back himself; time counts from there, as only then the
-surroundings are whole. Everything must then be as before without anybody's doing.
-"""
+"""The faults by name: what somebody or something does to a host, and what an operator does about his part of it."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flanneld.lab.spec import CONFIG_KEY, SUBNETS_KEY
 from tests.faults.cases import ALL, CASES, UDPS, VXLANS
+from tests.faults.fault import Fault
+from tests.faults.meddling import MEDDLING
 
 if TYPE_CHECKING:
     from tests.faults.bed import Bed
-
-Act = Callable[["Bed"], None]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault.
-
-    Attributes:
-        name: what happens, in the words of an operator.
-        failures: of the collection, which it stands for.
-        cases: the clusters where it can happen.
-        harm: script of the fault.
-        whole: script of the operator, who puts right what is his.
-        undo: script that takes the fault back, where it leaves a state that is right but another one.
-        before, after: done by the test before the harm and when it is repaired, such as taking etcd away.
-        in_table: a row of the damage table.
-        egress: traffic is that of new connections to the outside.
-        is_told: by an entry in the audit.
-        quiet: clusters where it is not: what the fault takes is put back as a matter of course.
-        go: what Go flanneld does about it, by type of backend; absent = not known to us.
-        lost_at_most: packets of one stream, where the kernel forwards; None where no bound is promised.
-        outage_at_most_ms: beyond this the fault is not survived but suffered; figures stand in the table.
-    """
-
-    name: str
-    failures: tuple[str, ...]
-    cases: tuple[str, ...] = ALL
-    harm: str = ""
-    whole: str = ""
-    undo: str = ""
-    before: Act | None = None
-    act: Act | None = None
-    after: Act | None = None
-    in_table: bool = False
-    egress: bool = False
-    is_told: bool = True
-    quiet: tuple[str, ...] = ()
-    go: Mapping[str, str] = field(default_factory=dict, hash=False)
-    lost_at_most: int | None = None
-    outage_at_most_ms: float = 2000.0
-
 
 DEVICES = (*VXLANS[:3], *UDPS)
 NEVER = "never repaired"
@@ -324,7 +278,7 @@ OTHERS = [
     ),
 ]
 
-FAULTS = [replace(found, go=GO.get(found.name, {})) for found in (*TABLE, *OTHERS)]
+FAULTS = [replace(found, go=GO.get(found.name, {})) for found in (*TABLE, *OTHERS, *MEDDLING)]
 
 
 def fault(name: str) -> Fault:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from flanneld.report.table import render_table
 from tests.faults.cases import CASES
+from tests.faults.fault import Fault
 from tests.faults.inject import Result
-from tests.faults.registry import Fault
 
 REPAIR_MS, OUTAGE_MS = 50.0, 100.0
 """Targets for each row of the damage table: the slowest repair, the longest outage."""

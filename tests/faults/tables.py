@@ -67,7 +67,7 @@ def _found(host: Host, case: Case, family: Family) -> Entries:
         ):
             if route.get("protocol") == "kernel" or route.get("type") == "unreachable":
                 continue
-            found["route"].add(f"{route['dst']} via {route.get('gateway')} dev {route['dev']}")
+            found["route"].add(f"{route['dst']} via {route.get('gateway')} dev {route.get('dev')}")
     if case.backend == "vxlan":
         neighbours = _json(host, "ip", FLAGS[family], "-j", "neigh", "show", "dev", device, "nud", "permanent")
         found["neighbour"] = {f"{entry['dst']} {entry.get('lladdr')}" for entry in neighbours}

@@ -11,8 +11,9 @@ import pytest
 
 from tests.faults.bed import Bed
 from tests.faults.cases import CASES, TOOLS
+from tests.faults.fault import Fault
 from tests.faults.inject import inject, others_changed
-from tests.faults.registry import Fault, rows
+from tests.faults.registry import rows
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs(*TOOLS), pytest.mark.timeout(120)]
 

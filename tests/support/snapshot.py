@@ -85,7 +85,8 @@ def _link(link: dict[str, object]) -> str:
     info = link.get("linkinfo") or {}
     shown = [link.get(key) for key in ("ifname", "ifalias", "address", "mtu", "qdisc", "group", "master")]
     vxlan = info.get("info_data") if isinstance(info, dict) and info.get("info_kind") == "vxlan" else None
-    return json.dumps([*shown, "UP" in str(link["flags"]), isinstance(info, dict) and info.get("info_kind"), vxlan])
+    flags = [flag in str(link["flags"]) for flag in ("UP", "NOARP")]
+    return json.dumps([*shown, *flags, isinstance(info, dict) and info.get("info_kind"), vxlan])
 
 
 def _devices(host: Host) -> list[str]:

@@ -1,0 +1,68 @@
+"""Faults that leave everything standing and change one property of it, as scripts and tools of hosts do.
+
+Each of them was once overlooked, or could be: the object is still there, under its name, and up.
+"""
+
+from __future__ import annotations
+
+from tests.faults.cases import VXLANS
+from tests.faults.fault import Fault
+
+AHEAD = ("vxlan", "vxlan IPv6")
+IN_A_BRIDGE = "ip link add fbr0 type bridge; ip link set {dev} master fbr0"
+PEERS_ROUTE = "{ip} route change {subnet} via {base} dev {dev} onlink"
+
+MEDDLING = [
+    Fault(
+        "device put into a bridge",
+        ("F31",),
+        VXLANS[:3],
+        IN_A_BRIDGE,
+        whole="ip link del fbr0",
+    ),
+    Fault("device put into a bridge, which stays", ("F31",), VXLANS[:3], IN_A_BRIDGE, undo="ip link del fbr0"),
+    Fault("ARP switched off on the device", ("F31",), VXLANS[:3], "ip link set {dev} arp off"),
+    Fault(
+        "TTL, TOS and DF of outer packets changed",
+        ("F31",),
+        VXLANS[:3],
+        "ip link set {dev} type vxlan ttl 1 tos 4; ip link set {dev} type vxlan df set",
+    ),
+    Fault("learning switched on", ("F31",), VXLANS[:3], "ip link set {dev} type vxlan learning", lost_at_most=0),
+    Fault(
+        "FDB entry made temporary, to another host",
+        ("F05",),
+        AHEAD,
+        "bridge fdb replace {mac} dst {nowhere} dev {dev} self dynamic",
+    ),
+    Fault("FDB entry with another port", ("F05",), AHEAD, "bridge fdb replace {mac} dst {host} port 9 dev {dev} self"),
+    Fault("broadcast FDB entry added", ("F31",), AHEAD, "bridge fdb append 00:00:00:00:00:00 dst {nowhere} dev {dev}"),
+    Fault(
+        "neighbour made temporary",
+        ("F05",),
+        AHEAD,
+        "{ip} neigh change {base} lladdr 02:00:00:00:66:66 nud stale dev {dev}",
+    ),
+    Fault("MTU of a route lowered", ("F01",), AHEAD, PEERS_ROUTE + " mtu lock 600 advmss 500", lost_at_most=0),
+    Fault(
+        "MTU of a direct route lowered",
+        ("F01",),
+        ("host-gw",),
+        "ip route change {subnet} via {host} proto 86 mtu lock 600",
+    ),
+    Fault("source address put into a route", ("F11",), AHEAD, PEERS_ROUTE + " src {own}", lost_at_most=0),
+    Fault(
+        "route spread over two next hops",
+        ("F15",),
+        AHEAD,
+        "{ip} route replace {subnet} nexthop via {base} dev {dev} onlink nexthop via {router} dev eth0 weight 99",
+    ),
+    Fault(
+        "direct route spread over two next hops",
+        ("F15",),
+        ("host-gw",),
+        "ip route replace {subnet} proto 86 nexthop via {host} weight 1 nexthop via {router} weight 99",
+    ),
+    Fault("route of ours thrown", ("F15",), ("host-gw",), "ip route replace throw {subnet} proto 86"),
+    Fault("route of ours prohibited", ("F15",), ("host-gw",), "ip route replace prohibit {subnet} proto 86"),
+]
