@@ -7,6 +7,7 @@ what; what can never work raises ``ConfigError`` (contract 0.1 steps 9 to 14).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,12 +26,17 @@ from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.options import Options
 from flanneld.plan.bridges import misplaced
 from flanneld.plan.extiface import select
+from flanneld.plan.overlap import Mine
+from flanneld.preflight import look_for_overlaps
 from flanneld.report.state_dir import StateDir
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.retry import backoff
 from flanneld.sources.outage import Outage
 
 log = logging.getLogger("flanneld")
+
+_ALIAS_BYTES = 255
+"""Source: include/uapi/linux/if.h, IFALIASZ, which counts a NUL."""
 
 
 @dataclass(slots=True)
@@ -48,6 +54,8 @@ class Standing:
     """Our lease."""
     former_networks: tuple[Prefix, ...]
     """Cluster networks that an earlier run wrote into subnet.env."""
+    told_overlaps: frozenset[str] = frozenset()
+    """Overlaps with networks of this host that are in the log already."""
 
 
 async def start_up(
@@ -66,36 +74,59 @@ async def start_up(
     Raises:
         ConfigError: no interface, unknown backend, settings that cannot work here.
     """
-    delays, told = backoff(first_s=0.5, cap_s=10.0), ""
+    delays, told = backoff(first_s=0.5, cap_s=10.0), Told(say)
     while True:
         try:
-            return await _attempt(options, store, state, file, kernel, say)
+            return await _attempt(options, store, state, file, kernel, told)
         except Unavailable as exc:
-            if str(exc) != told:
-                log.error("cannot start yet, trying again: %s", exc)
-                told = str(exc)
-            say(told)
+            told.log(logging.ERROR, f"cannot start yet, trying again: {exc}")
+            told.wait_for(str(exc), again=True)
         await asyncio.sleep(next(delays))
 
 
+class Told:
+    """What start-up says, each thing once however often it has to begin again."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._waited: list[str] = []
+        self._logged: set[str] = set()
+
+    def wait_for(self, text: str, *, again: bool = False) -> None:
+        """Show what is being waited for; ``again``: also if it was shown before something else."""
+        if text not in (self._waited[-1:] if again else self._waited):
+            self._waited.append(text)
+            self._say(text)
+
+    def log(self, level: int, text: str) -> None:
+        """Log a line that was not logged yet."""
+        if text not in self._logged:
+            self._logged.add(text)
+            log.log(level, "%s", text)
+
+
 async def _attempt(
-    options: Options, store: Store, state: StateDir, file: SubnetFile, kernel: Rtnl, say: Callable[[str], None]
+    options: Options, store: Store, state: StateDir, file: SubnetFile, kernel: Rtnl, told: Told
 ) -> Standing:
     """See ``start_up``; ``Unavailable`` when the store was away, or its configuration has to change first."""
     identity = state.identity()
-    say("waiting for the network configuration")
+    told.wait_for("waiting for the network configuration")
     conf = await _wait_for_conf(store)
     wish = wish_of(options, await _operator_addresses(store))
     links = kernel.links()
     ours = frozenset(name for name, link in links.items() if link.alias == alias_of(options) or _is_flannel(name))
     ext, decision = select(host_net(options), wish, conf.families(), ours)
-    log.info("%s", decision)
+    told.log(logging.INFO, decision)
     backend = backends.create(conf, links, identity)
     backend.mtu(ext)
+    before, remembered = file.previous(), state.previous_subnets()
+    known = tuple(filter(None, (before.subnet, before.subnet6, *remembered)))
+    overlapping = await look_for_overlaps(options, conf, Mine(ext, ours, known, store.allocates))
+    for text in overlapping:
+        told.log(logging.WARNING, text)
     for text in procfs.warnings(conf.families(), ext.name, iptables=not conf.nftables):
         log.warning("%s", text)
-    before, remembered = file.previous(), state.previous_subnets()
-    say("waiting for a lease")
+    told.wait_for("waiting for a lease")
     previous = (before.subnet or remembered[0], before.subnet6 or remembered[1])
     try:
         own = (await store.acquire(conf, Claim(backend.lease_attrs(ext, identity), previous))).lease
@@ -106,9 +137,8 @@ async def _attempt(
         raise Unavailable(str(exc)) from exc
     subnets = {f: s for f, s in zip(Family, (own.subnet, own.subnet6), strict=True) if s}
     log.info("lease acquired subnet=%s public=%s", own.name(), own.attrs.where())
-    known = [part.network for family in conf.families() if (part := conf.family(family))]
-    known += [network for network in (before.network, before.network6) if network]
-    for text in misplaced(host_net(options), ext.name, known, subnets):
+    networks = [*conf.networks(), *filter(None, (before.network, before.network6))]
+    for text in misplaced(host_net(options), ext.name, networks, subnets):
         log.warning("%s", text)
     state.remember(own.subnet, own.subnet6)
     return Standing(
@@ -119,6 +149,7 @@ async def _attempt(
         backend,
         subnets,
         tuple(network for network in (before.network, before.network6) if network),
+        frozenset(overlapping),
     )
 
 
@@ -208,9 +239,10 @@ def refuse_restart_keys(old: NetConf, new: NetConf, subnets: Mapping[Family, Pre
             raise ConfigError(f"our subnet {subnet} does not fit the new {family.label} network, which needs a restart")
 
 
-def host_net(options: Options) -> HostNet:
-    """The host's network now, with the kernel's answer about ``--iface-can-reach``."""
-    return read_host_net([options.iface_can_reach] if options.iface_can_reach else [])
+def host_net(options: Options, conf: NetConf | None = None) -> HostNet:
+    """The host's network now, with the kernel's answer about ``--iface-can-reach``; with a configuration, also the
+    routes into the cluster network."""
+    return read_host_net([options.iface_can_reach] if options.iface_can_reach else [], conf.networks() if conf else ())
 
 
 def wish_of(options: Options, in_store: tuple[IP | None, IP | None] = (None, None)) -> IfaceWish:
@@ -226,8 +258,15 @@ def wish_of(options: Options, in_store: tuple[IP | None, IP | None] = (None, Non
 
 
 def alias_of(options: Options) -> str:
-    """``ifalias`` of our devices: which daemon and network they belong to; the kernel takes 255 bytes."""
-    return f"flanneld {options.network_id}"[:255]
+    """``ifalias`` of our devices: which daemon and network they belong to; the kernel takes 255 bytes.
+
+    A longer name ends in its hash, so that networks whose names begin alike do not take each other's devices.
+    """
+    alias = f"flanneld {options.network_id}"
+    if len(alias.encode()) <= _ALIAS_BYTES:
+        return alias
+    digest = hashlib.sha256(alias.encode()).hexdigest()[:8]
+    return f"{alias.encode()[: _ALIAS_BYTES - 9].decode(errors='ignore')}-{digest}"
 
 
 def _is_flannel(name: str) -> bool:
