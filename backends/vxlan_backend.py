@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from shlex import quote
 
 from backends import vxlan
 from backends.vxlan_net import VxlanNetwork
@@ -66,7 +67,8 @@ class VxlanBackend:
             if alias.startswith(ALIAS_MARK) and alias != around.alias:
                 raise ConfigError(
                     f'device {name} belongs to "{alias}", this daemon is "{around.alias}": two networks on one host '
-                    f"need different values of Backend.VNI; if that network is gone: ip link del {name}"
+                    f"need different values of Backend.VNI; if that network is gone: {_cleanup_of(alias)}, with its "
+                    "--subnet-file if it had one of its own"
                 )
         return VxlanNetwork(self._conf, self._settings, self._macs, around)
 
@@ -81,6 +83,14 @@ class VxlanBackend:
             raise TypeError("a vxlan backend reconfigures its own data path only")
         path.reconfigure(conf, settings, path.ext)
         self._conf, self._settings = conf, settings
+
+
+def _cleanup_of(alias: str) -> str:
+    """The command that removes all that the network of a device's mark has left on this host."""
+    network = alias.removeprefix(ALIAS_MARK)
+    prefix = network.removeprefix("kubernetes ")
+    flags = ["--kube-subnet-mgr", f"--kube-annotation-prefix={quote(prefix)}"]
+    return " ".join(("flannelctl cleanup", *(flags if prefix != network else [f"--etcd-prefix={quote(network)}"])))
 
 
 def _settings(conf: NetConf) -> vxlan.VxlanConf:

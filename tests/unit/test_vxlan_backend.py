@@ -44,11 +44,24 @@ def test_a_device_of_ours_or_of_go_flanneld_is_taken(alias: str) -> None:
     assert VxlanBackend(CONF, device(alias), "").data_path(AROUND).desired.links["flannel.1"].mac == MAC
 
 
-def test_a_device_of_another_network_is_refused_with_the_remedy() -> None:
-    with pytest.raises(
-        ConfigError, match=r'flannel\.1 belongs to "flanneld /other".*Backend\.VNI.*ip link del flannel\.1'
-    ):
-        VxlanBackend(CONF, device("flanneld /other"), "").data_path(AROUND)
+@pytest.mark.parametrize(
+    ("alias", "remedy"),
+    [
+        ("flanneld /other", "flannelctl cleanup --etcd-prefix=/other"),
+        ("flanneld /a; reboot", "flannelctl cleanup --etcd-prefix='/a; reboot'"),
+        (
+            "flanneld kubernetes flannel.example.com",
+            "flannelctl cleanup --kube-subnet-mgr --kube-annotation-prefix=flannel.example.com",
+        ),
+    ],
+)
+def test_a_device_of_another_network_is_refused_with_the_remedy(alias: str, remedy: str) -> None:
+    """Not only the device: routes, rules and files of that network are in the way as well (failures F21)."""
+    with pytest.raises(ConfigError) as refusal:
+        VxlanBackend(CONF, device(alias), "").data_path(AROUND)
+    assert f'flannel.1 belongs to "{alias}"' in str(refusal.value)
+    assert "Backend.VNI" in str(refusal.value)
+    assert f"if that network is gone: {remedy}, with its --subnet-file" in str(refusal.value)
 
 
 @pytest.mark.parametrize(("key", "value"), [("VNI", "2"), ("Port", "4789"), ("GBP", "true")])
