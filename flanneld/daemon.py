@@ -20,6 +20,7 @@ from typing import Any
 from flanneld import __version__
 from flanneld.contracts import Store, TrafficManager, TrafficRules
 from flanneld.duties.hints import HintFilter
+from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.pager import Pager
 from flanneld.duties.quarantine import LeaseGuard
 from flanneld.duties.rules import RuleKeeper
@@ -103,6 +104,9 @@ class Daemon:
             Tell(slot("kernel", "the data path is not set up yet"), remark("kernel"), self._repaired),
             give_back,
         )
+        self._host_settings = HostSettings(
+            lambda: hurting(standing, self._path), remark("host settings"), hurting(standing, None).bad
+        )
         self._settings = SettingsWatch(self._path, self._reconciler.damaged, self._wake)
         managers = self._managers(standing.conf)
         self._rules = RuleKeeper(
@@ -129,6 +133,7 @@ class Daemon:
             yield self._cni.hold(partial(self._cni_conf_now, self._cni), self._file_repaired)
         yield self._underlay.run(self._wake)
         yield self._settings.run()
+        yield self._host_settings.run()
         yield self._publish_changes()
         yield self._announce()
         yield pager.run()

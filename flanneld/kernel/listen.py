@@ -27,6 +27,7 @@ log = logging.getLogger("flanneld.kernel")
 GROUP_LINK, GROUP_NEIGH = 0x1, 0x4
 GROUP_TC = 0x8
 GROUP_ADDR4, GROUP_ROUTE4, GROUP_ADDR6, GROUP_ROUTE6 = 0x10, 0x40, 0x100, 0x400
+GROUP_NETCONF4, GROUP_NETCONF6 = 0x800000, 0x1000000  # 1 << RTNLGRP_IPV4_NETCONF - 1, and of IPv6
 
 RTM_DELQDISC, RTM_DELTFILTER = 37, 45
 _ADDED = frozenset({nlmsg.RTM_NEWLINK, nlmsg.RTM_NEWADDR, nlmsg.RTM_NEWROUTE, nlmsg.RTM_NEWNEIGH})
@@ -186,6 +187,18 @@ class HookListener(_Listener):
                 if kind in REMOVALS and struct.unpack_from("=i", body, 4)[0] in self.devices:
                     self._removed()
                     return
+
+
+class NetconfListener(_Listener):
+    """Tells when forwarding or source validation of a device, or of all, was set: by whatever mount of proc."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__(GROUP_NETCONF4 | GROUP_NETCONF6, changed)
+        self._changed = changed
+
+    def take(self, datagrams: Sequence[bytes]) -> None:
+        """One call for all that one turn brought."""
+        self._changed()
 
 
 # Classic BPF: (code, jump if true, jump if false, operand). Source: linux/filter.h; kernel docs networking/filter.rst.

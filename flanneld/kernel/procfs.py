@@ -74,16 +74,19 @@ def write(path: Path, value: str | int) -> None:
         raise _refused(f"write {value} to {path}", exc) from exc
 
 
-def warnings(families: Sequence[Family], device: str, *, iptables: bool, root: Path = PROC_SYS) -> list[str]:
+def warnings(
+    families: Sequence[Family], device: str, *, iptables: bool, through: Sequence[str] = (), root: Path = PROC_SYS
+) -> list[str]:
     """Everything about the host's settings that will hurt, one sentence each.
 
     Args:
         families: the enabled ones.
         device: the external interface.
         iptables: whether the iptables rules are in use, which need br_netfilter (contract 0.1 step 11).
+        through: see ``forwarding_off``.
         root: of the settings.
     """
-    found = forwarding_off(families, root)
+    found = forwarding_off(families, through, root)
     if iptables:
         found += bridge_filter_missing(families, root)
     if Family.V4 in families:
@@ -91,16 +94,31 @@ def warnings(families: Sequence[Family], device: str, *, iptables: bool, root: P
     return found
 
 
-def forwarding_off(families: Sequence[Family], root: Path = PROC_SYS) -> list[str]:
-    """Without forwarding no packet passes between containers and the network."""
-    sentences = []
-    for family in families:
-        path = root / "net/ipv4/ip_forward" if family is Family.V4 else conf(family, "all", "forwarding", root)
-        if look(path) == "0":
-            sentences.append(
-                f"{family.label} forwarding is off, so containers reach nothing beyond this host: write 1 to {path}"
-            )
-    return sentences
+def forwarding_off(families: Sequence[Family], through: Sequence[str] = (), root: Path = PROC_SYS) -> list[str]:
+    """Without forwarding no packet passes between containers and the network.
+
+    For IPv4 the kernel asks the device by which a packet came; ``ip_forward`` is where that begins, and sets all of
+    them when it is written. For IPv6 it asks ``all``. Source: Documentation/networking/ip-sysctl.rst.
+
+    Args:
+        families: the enabled ones.
+        through: devices by which containers' packets come in from other hosts, as far as they are there.
+        root: of the settings.
+    """
+    off = []
+    if Family.V4 in families:
+        devices = [conf(Family.V4, name, "forwarding", root) for name in through]
+        there = [path for path in devices if look(path) is not None]
+        off = [(Family.V4, path) for path in there if look(path) == "0"]
+        everywhere = root / "net/ipv4/ip_forward"
+        if (off or not there) and look(everywhere) == "0":
+            off = [(Family.V4, everywhere)]
+    if Family.V6 in families and look(everywhere := conf(Family.V6, "all", "forwarding", root)) == "0":
+        off.append((Family.V6, everywhere))
+    return [
+        f"{family.label} forwarding is off, so containers reach nothing beyond this host: write 1 to {path}"
+        for family, path in off
+    ]
 
 
 def bridge_filter_missing(families: Sequence[Family], root: Path = PROC_SYS) -> list[str]:

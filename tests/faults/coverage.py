@@ -216,6 +216,8 @@ PROOFS = {
         (
             "netns/test_drift_e2e.py::test_each_entry_comes_back_within_two_pings_and_is_told_with_old_and_new",
             "netns/test_audit.py::test_a_program_that_undoes_every_repair_is_held_back_named_and_shown",
+            "netns/test_settings.py::TestHost::test_forwarding_that_is_switched_off_is_told_with_the_remedy_and_left_to_"
+            "the_operator",
         ),
     ),
     "F32": Proof("wrong interface chosen", ("netns/test_extiface.py::test_chosen_on_a_real_host",)),

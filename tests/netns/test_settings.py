@@ -157,3 +157,32 @@ def cpu_s(host: Host) -> float:
     with open(f"/proc/{host.daemon.pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.etcd
+@pytest.mark.needs("iptables")
+class TestHost:
+    def test_forwarding_that_is_switched_off_is_told_with_the_remedy_and_left_to_the_operator(
+        self, make_lab: MakeLab
+    ) -> None:
+        with make_lab(hosts=1) as lab:
+            host = lab.host(1)
+            until(lambda: status(host)["state"] == "ready", "it is ready")
+            for path in ("net/ipv4/ip_forward", "net/ipv4/conf/flannel.1/forwarding"):
+                host.run("sh", "-c", f"echo 0 > /proc/sys/{path}")
+                until(lambda: status(host)["state"] == "degraded", "it is noticed")
+                [remark] = status(host)["remarks"]
+                assert remark.startswith("IPv4 forwarding is off")
+                assert remark.endswith(f"write 1 to /proc/sys/{path}")
+                assert host.daemon.is_ready(), "other hosts' containers are no better off without it"
+                assert value(host, path) == "0", "it is the host's"
+                host.run("sh", "-c", f"echo 1 > /proc/sys/{path}")
+                until(lambda: status(host)["state"] == "ready", "it is over")
+                assert f"no longer: {remark}" in host.daemon.log()
+
+    def test_strict_source_validation_is_worth_a_line_and_no_alarm(self, make_lab: MakeLab) -> None:
+        with make_lab(hosts=1) as lab:
+            host = lab.host(1)
+            host.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/eth0/rp_filter")
+            until(lambda: "rp_filter is strict on eth0" in host.daemon.log(), "it is told")
+            assert status(host)["state"] == "ready"

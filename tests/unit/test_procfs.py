@@ -92,6 +92,28 @@ def test_bad_setting_gives_one_warning(root: Path, name: str, value: str | None,
     assert re.match(warning, found[0])
 
 
+@pytest.mark.parametrize(
+    ("everywhere", "device", "to_write"),
+    [
+        ("1", "0", "net/ipv4/conf/flannel.1/forwarding"),
+        ("0", "0", "net/ipv4/ip_forward"),
+        ("0", None, "net/ipv4/ip_forward"),
+        ("0", "1", ""),
+        ("1", None, ""),
+    ],
+    ids=["off for our device", "off", "off, no device yet", "on for some devices", "on, no device yet"],
+)
+def test_forwarding_is_what_the_device_by_which_packets_come_has(
+    root: Path, everywhere: str, device: str | None, to_write: str
+) -> None:
+    put(root, "net/ipv4/ip_forward", everywhere)
+    if device:
+        put(root, "net/ipv4/conf/flannel.1/forwarding", device)
+    found = procfs.forwarding_off((V4, V6), ["flannel.1"], root)
+    assert len(found) == bool(to_write)
+    assert all(text.endswith(f"write 1 to {root / to_write}") for text in found)
+
+
 def test_loose_source_validation_wins_over_strict(root: Path) -> None:
     put(root, "net/ipv4/conf/all/rp_filter", "2")
     put(root, "net/ipv4/conf/eth0.100/rp_filter", "1")
