@@ -55,6 +55,7 @@ DAEMON_FLAGS = (
     Flag("iface-can-reach", address(), "take the interface that leads to this address, tried last", "IP"),
     Flag("public-ip", address(Family.V4), "IPv4 address to tell peers", "IP"),
     Flag("public-ipv6", address(Family.V6), "IPv6 address to tell peers", "IP"),
+    Flag("allow-overlap", boolean, "start although the cluster network overlaps networks of this host", ""),
     Flag("subnet-file", something, "file to write our subnet to", "FILE"),
     Flag("state-dir", something, "directory for the machine's identity and the lease cache", "DIR"),
     Flag(

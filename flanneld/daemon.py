@@ -22,6 +22,7 @@ from flanneld.contracts import Store, TrafficManager, TrafficRules
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.pager import Pager
+from flanneld.duties.overlap import OverlapWatch
 from flanneld.duties.quarantine import LeaseGuard
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.settings import SettingsWatch
@@ -113,7 +114,15 @@ class Daemon:
             *managers, self._wanted_rules, slot("rules", "no firewall rules yet"), remark("rules"), self._rules_repaired
         )
         self._underlay = UnderlayWatch(
-            lambda: host_net(options), standing, self._path, self._underlay_changed, slot("underlay")
+            lambda: host_net(options, standing.conf),
+            standing,
+            self._path,
+            self._underlay_changed,
+            slot("underlay"),
+            self._overlaps.look,
+        )
+        self._overlaps = OverlapWatch(
+            standing, self._path, remark("overlap"), allowed=options.allow_overlap, allocates=store.allocates
         )
         store.tell_trouble(remark("store"))
 
@@ -123,6 +132,7 @@ class Daemon:
         self._write_env()
         self._wake("start")
         yield self._store.follow(self._table, self._leases_changed)
+        self._underlay.look()
         yield self._guard.run()
         yield self._store.follow_config(self._conf_changed)
         yield self._reconciler.run()
@@ -191,6 +201,8 @@ class Daemon:
         self._changed("configuration")
 
     def _underlay_changed(self, ext: ExtIface) -> None:
+            if conf.networks() != standing.conf.networks():
+                self._overlaps.refuse(conf, host_net(self._options, conf))
         self._standing.ext = ext
         self._changed("underlay changed")
 

@@ -114,7 +114,7 @@ async def _attempt(
     conf = await _wait_for_conf(store)
     wish = wish_of(options, await _operator_addresses(store))
     links = kernel.links()
-    ours = frozenset(name for name, link in links.items() if link.alias == alias_of(options) or _is_flannel(name))
+    ours = frozenset(name for name, link in links.items() if link.alias == alias_of(options) or is_flannel(name))
     ext, decision = select(host_net(options), wish, conf.families(), ours)
     told.log(logging.INFO, decision)
     backend = backends.create(conf, links, identity)
@@ -269,6 +269,6 @@ def alias_of(options: Options) -> str:
     return f"{alias.encode()[: _ALIAS_BYTES - 9].decode(errors='ignore')}-{digest}"
 
 
-def _is_flannel(name: str) -> bool:
+def is_flannel(name: str) -> bool:
     """Whether a device is some flannel's, whose tunnel can never be the underlay of another."""
     return name.startswith("flannel")

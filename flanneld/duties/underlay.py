@@ -27,8 +27,10 @@ class UnderlayWatch:
         path: DataPath,
         changed: Callable[[ExtIface], None],
         problem: Problem,
+        seen: Callable[[HostNet], None] = lambda _: None,
     ) -> None:
         self._read, self._standing, self._path = read, standing, path
+        self._seen = seen
         self._changed = changed
         self._problem = problem
         self.wake = Wake()
@@ -47,6 +49,7 @@ class UnderlayWatch:
         before = standing.ext
         try:
             net = self._read()
+            self._seen(net)
             ext = follow(before, net, standing.wish, standing.conf.families())
         except (KernelError, ConfigError) as exc:
             self._problem(f"external interface {before.name}: {exc}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from flanneld.model.addr import IP, Family, Prefix
+from flanneld.model.objects import Route
 
 # include/uapi/linux/if_addr.h
 IFA_F_TEMPORARY = 0x01
@@ -51,6 +52,8 @@ class LinkInfo(NamedTuple):
     mtu: int
     up: bool
     """Switched on, and with a carrier."""
+    kind: str = ""
+    """What made it: ``bridge``, ``vxlan``, …; empty for real ones."""
 
 
 class AddrInfo(NamedTuple):
@@ -124,6 +127,11 @@ class HostNet(NamedTuple):
     defaults: tuple[DefaultRoute, ...] = ()
     reach: Mapping[IP, Reach] = {}
     """Answers for the addresses that were asked for; without route = absent."""
+    inside: tuple[Route, ...] = ()
+    """Unicast routes of the main table into the blocks that were asked for, whoever made them."""
+    serving: Mapping[IP, Route] = {}
+    """By address that was asked for, the entry of the main table by which packets to it leave; absent: there is none,
+    another table has it, or it is more than one way."""
 
     def link(self, name: str) -> LinkInfo | None:
         """The interface of a name."""

@@ -37,3 +37,7 @@ class NetConf(NamedTuple):
     def families(self) -> tuple[Family, ...]:
         """The enabled families, IPv4 first."""
         return tuple(f for f in Family if self.family(f))
+
+    def networks(self) -> tuple[Prefix, ...]:
+        """The cluster networks of the enabled families."""
+        return tuple(part.network for part in (self.v4, self.v6) if part)

@@ -39,6 +39,8 @@ class Options(EtcdOptions):
     public_ip: IP | None = None
     """IPv4 address to advertise instead of the interface's own."""
     public_ipv6: IP | None = None
+    allow_overlap: bool = False
+    """Start although the cluster network overlaps networks of this host."""
     subnet_file: str = "/run/flannel/subnet.env"
     state_dir: str = "/var/lib/flanneld"
     """Machine identity and the local cache of leases."""

@@ -32,6 +32,7 @@ ACCEPTED: list[tuple[str, str, str, object]] = [
     ("state-dir", "/s", "state_dir", "/s"),
     ("subnet-lease-renew-margin", "1", "renew_margin_s", 60),
     ("subnet-lease-renew-margin", "1439", "renew_margin_s", 86340),
+    ("allow-overlap", "true", "allow_overlap", True),
     ("ip-masq", "true", "ip_masq", True),
     ("ip-masq-fully-random-disable", "1", "ip_masq_fully_random_disable", True),
     ("iptables-forward-rules", "F", "iptables_forward_rules", False),
