@@ -95,11 +95,17 @@ def _in_words(found: Mapping[str, Any], now: float) -> str:
         ),
         ("public", found["public"] or "not known yet"),
         ("lease", _lease_end(ends_s)),
-        ("peers", f"{found['leases']} {'lease' if found['leases'] == 1 else 'leases'}, ours included"),
+        ("peers", _peers(found)),
         ("repairs", repairs or "none"),
         ("daemon", f"{found['version']}, pid {found['pid']}, runs for {_span(now - found['since'])}"),
     ]
     return "\n".join(f"{name:<10} {plain(text)}" for name, text in lines)
+
+
+def _peers(found: Mapping[str, Any]) -> str:
+    text = f"{found['leases']} {'lease' if found['leases'] == 1 else 'leases'}, ours included"
+    free, total = found.get("subnets_free"), found.get("subnets_total")  # a daemon of before says nothing of it
+    return text if free is None else f"{text}; {free} of {total} subnets are free"
 
 
 def _lease_end(in_s: float | None) -> str:

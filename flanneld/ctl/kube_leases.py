@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from flanneld.model.lease import LeaseAttrs
 from flanneld.model.node_codec import Node
 from flanneld.model.node_lease import MANAGED, Annotations, lease_of
 from flanneld.model.options import Options
+from flanneld.plan.allocate import Room
 
 if TYPE_CHECKING:
     from flanneld.ctl.leases import Changes
@@ -77,6 +78,10 @@ class KubeLeases:
                                 changes.drop(event.object.metadata.name)
             except Expired:
                 continue
+
+    async def room(self, views: Sequence[View]) -> Room | None:
+        """See ``leases.Source``: Kubernetes gives the subnets."""
+        return None
 
     async def close(self) -> None:
         """See ``leases.Source``."""

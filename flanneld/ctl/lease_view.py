@@ -32,6 +32,8 @@ class View(NamedTuple):
     ttl_s: int | None = None
     """Seconds left; None = never asked, or a reservation, which does not expire."""
     is_own: bool = False
+    is_late: bool = False
+    """Whether its host should have renewed it by now."""
     node: str = ""
     """With Kubernetes, the node that the lease is on; there it neither expires nor is it a reservation."""
 
@@ -57,6 +59,12 @@ class View(NamedTuple):
             return any(subnet and subnet.masked() == what.masked() for subnet in self.subnets)
         return what in (self.attrs.public_ip, self.attrs.public_ip6) or any(s and what in s for s in self.subnets)
 
+    def is_leased_to(self, what: Prefix | IP) -> bool:
+        """Whether the lease is this subnet's, or this host's by its public address."""
+        if isinstance(what, Prefix):
+            return self.holds(what)
+        return what in (self.attrs.public_ip, self.attrs.public_ip6)
+
     def mac(self) -> str:
         """MAC of the host's vxlan device, of IPv4's if it has two; empty for other backends."""
         return _field(self.attrs.data, "vtepmac") or _field(self.attrs.data6, "vtepmac")
@@ -74,6 +82,27 @@ def mark_own(view: View, is_local: Callable[[IP], bool], identity: str) -> View:
         return view._replace(is_own=view.attrs.identity == identity)
     addresses = [ip for ip in (view.attrs.public_ip, view.attrs.public_ip6) if ip]
     return view._replace(is_own=any(is_local(ip) for ip in addresses))
+
+
+LATE_S = 300
+"""How much later than it should a host may renew its lease before somebody wonders."""
+
+
+def mark_late(view: View, margin_s: float) -> View:
+    """Tell whether a lease should have been renewed by now.
+
+    Args:
+        view: the lease, with its time to live.
+        margin_s: how long before its end hosts renew theirs, in seconds; never earlier than half of its life.
+    """
+    return view._replace(is_late=view.ttl_s is not None and view.ttl_s < min(margin_s, TTL_S / 2) - LATE_S)
+
+
+def late_line(view: View) -> str:
+    """A sentence about a lease that is late."""
+    return (
+        f"{view.subnet_text()} of {view.attrs.where()} was not renewed in time, {_ttl(view)} left: is that host gone?"
+    )
 
 
 HEAD = ("", "SUBNET", "PUBLIC IP", "BACKEND", "MAC", "TTL", "AGE")
@@ -95,7 +124,7 @@ def _rows(views: list[View]) -> list[list[str]]:
         else:
             public = view.attrs.where().replace("+", " ")
             kind = view.attrs.backend_type or "udp/alloc"
-            mark = "*" if view.is_own else ""
+            mark = "*" if view.is_own else "?" if view.is_late else ""
             rows.append([mark, view.subnet_text(), public, kind, view.mac() or "-", _ttl(view), _age(view)])
     return rows
 
@@ -142,6 +171,7 @@ def as_json(view: View) -> dict[str, object]:
         "reservation": view.ttl_id == 0 and not view.node,
         "ttl_s": view.ttl_s,
         "age_s": None if view.ttl_s is None or not 0 <= view.ttl_s <= TTL_S else TTL_S - view.ttl_s,
+        "late": view.is_late,
         "revision": view.revision,
         "problem": view.problem or None,
     }

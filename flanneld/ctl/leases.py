@@ -1,4 +1,4 @@
-"""``flannelctl leases``: who holds which subnet. Only reads.
+"""``flannelctl leases``: who holds which subnet. Only reads; ``lease_release.py`` says what writes.
 
 It asks etcd for one list, and for each lease how long it still lives; the daemon never does the latter. What is
 different with Kubernetes stands in ``kube_leases.py``.
@@ -12,38 +12,43 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from flanneld.cli_flags import ETCD_FLAGS, etcd_options
+from flanneld.cli_flags import DAEMON_FLAGS, ETCD_FLAGS, etcd_options
+from flanneld.ctl.etcd_view import EtcdLeases
 from flanneld.ctl.kube_leases import KUBE_FLAGS, KubeLeases, kube_options
-from flanneld.ctl.lease_view import View, as_json, details, mark_own, order, table
+from flanneld.ctl.lease_release import release
+from flanneld.ctl.lease_view import View, as_json, details, late_line, mark_late, mark_own, order, table
 from flanneld.errors import ConfigError, UsageError
-from flanneld.flag_values import choice, something
+from flanneld.flag_values import boolean, choice, something
 from flanneld.goflags import Flag, from_environment, scan, usage
 from flanneld.kernel.place import place
 from flanneld.model.addr import IP, Prefix, parse_ip
-from flanneld.model.options import EtcdOptions, Options
+from flanneld.model.options import Options
 from flanneld.model.plain import plain
+from flanneld.plan.allocate import Room
 from flanneld.report.state_dir import known_identity
-from flanneld.sources.etcd_client import KV, Compacted, Credentials, EtcdClient, TLSFiles, parse_endpoints
-from flanneld.sources.etcd_leases import Keys
-
-TTL_REQUESTS_AT_ONCE = 16
-"""So that a list of 5000 leases does not make etcd drop others' requests."""
 
 HEAD = """\
 usage: flannelctl leases [list] [flags]          all leases, ours with a star
        flannelctl leases show SUBNET|HOST        one: by its subnet, any address in it, or its host's address or name
        flannelctl leases watch [flags]           all leases, then each change, until interrupted
+       flannelctl leases release SUBNET|HOST ... give back what a host held that is gone; shows it, does it with --yes
+       flannelctl leases gc [flags]              the same for all leases whose hosts did not renew them in time
 
 Flags and FLANNELD_* variables are those of flanneld; --kube-subnet-mgr shows the leases on Kubernetes nodes."""
 
 OUTPUT = Flag("o", choice("table", "json"), "form of the output, table or json", "FORMAT", target="output", env=False)
 STATE_DIR = Flag("state-dir", something, "flanneld's state directory, tells which lease is ours", "DIR")
-FLAGS = (*ETCD_FLAGS, *KUBE_FLAGS, STATE_DIR, OUTPUT)
+YES = Flag("yes", boolean, "release and gc: do it, instead of showing it", "", env=False)
+MARGIN = next(flag for flag in DAEMON_FLAGS if flag.field == "renew_margin_s")._replace(
+    about="flanneld's setting: a lease with less left than that is late"
+)
+FLAGS = (*ETCD_FLAGS, *KUBE_FLAGS, STATE_DIR, MARGIN, OUTPUT, YES)
+ACTIONS = {"list": 0, "show": 1, "watch": 0, "release": None, "gc": 0}
+"""How many words each takes; None = one or more."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,16 +58,16 @@ def main(argv: Sequence[str]) -> int:
         print(usage(HEAD, FLAGS, Options()))
         return 0
     action, *words = given.words or ("list",)
-    wanted = {"list": 0, "show": 1, "watch": 0}.get(action)
-    if wanted is None:
-        raise UsageError(f"there is no command leases {action!r}: use list, show or watch")
-    if len(words) != wanted:
-        raise UsageError("leases show takes one subnet or host" if wanted else f"leases {action} takes no words")
+    _check(action, words, writes=bool(given.values.get("yes")))
     options = etcd_options(given.values, os.environ)
     own = Ownership.of_this_machine(given.values, os.environ)
     as_text = given.values.get("output") != "json"
     kube = kube_options(given.values, os.environ)
     source: Source = KubeLeases(kube, os.environ) if kube.kube_subnet_mgr else EtcdLeases(options)
+    if isinstance(source, EtcdLeases) and action in ("release", "gc"):
+        return asyncio.run(_release(source, own, words, yes=bool(given.values.get("yes"))))
+    if action in ("release", "gc"):
+        raise UsageError("a lease on a Kubernetes node ends with the node: kubectl delete node NAME")
     if action == "watch":
         asyncio.run(_watch(source, Changes(own, _print_change if as_text else _print_change_json)))
     elif action == "show":
@@ -70,6 +75,18 @@ def main(argv: Sequence[str]) -> int:
     else:
         asyncio.run(_list(source, own, as_text))
     return 0
+
+
+def _check(action: str, words: Sequence[str], *, writes: bool) -> None:
+    if action not in ACTIONS:
+        raise UsageError(f"there is no command leases {action!r}: use {', '.join(ACTIONS)}")
+    wanted = ACTIONS[action]
+    if wanted is None and not words:
+        raise UsageError("leases release takes the subnets or hosts whose leases are to be given back")
+    if wanted is not None and len(words) != wanted:
+        raise UsageError("leases show takes one subnet or host" if wanted else f"leases {action} takes no words")
+    if writes and action not in ("release", "gc"):
+        raise UsageError(f"leases {action} only reads: leave out --yes")
 
 
 class Source(Protocol):
@@ -83,26 +100,36 @@ class Source(Protocol):
         """Tell of all, then of each change, for ever."""
         ...
 
+    async def room(self, views: Sequence[View]) -> Room | None:
+        """How many subnets there are besides these leases; None where that cannot be said."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...
 
 
 class Ownership:
-    """Tells which lease is this machine's."""
+    """Tells which lease is this machine's, and which are late.
 
-    def __init__(self, identity: str) -> None:
-        self._identity = identity
+    Args:
+        identity: this machine's; empty = not known.
+        margin_s: how long before their end hosts renew their leases.
+    """
+
+    def __init__(self, identity: str, margin_s: float) -> None:
+        self._identity, self._margin_s = identity, margin_s
 
     @staticmethod
     def of_this_machine(given: Mapping[str, object], environ: Mapping[str, str]) -> Ownership:
         """By the identity that flanneld keeps in its state directory, if it can be read."""
-        values = {**from_environment(environ, (STATE_DIR,), given), **given}
-        return Ownership(known_identity(Path(str(values.get("state_dir", Options().state_dir)), place())))
+        values = {**from_environment(environ, (STATE_DIR, MARGIN), given), **given}
+        identity = known_identity(Path(str(values.get("state_dir", Options().state_dir)), place()))
+        return Ownership(identity, float(str(values.get("renew_margin_s", Options().renew_margin_s))))
 
     def mark(self, view: View) -> View:
-        """The same lease, marked if it is ours."""
-        return mark_own(view, _is_local, self._identity)
+        """The same lease, marked if it is ours, or late."""
+        return mark_late(mark_own(view, _is_local, self._identity), self._margin_s)
 
 
 class Changes:
@@ -134,7 +161,11 @@ class Changes:
 
 
 async def _list(source: Source, own: Ownership, as_text: bool) -> None:
-    views = await _views(source, own, lambda _: True)
+    try:
+        views = sorted(map(own.mark, await source.views(lambda _: True)), key=order)
+        rest = await source.room(views) if as_text else None
+    finally:
+        await source.close()
     if not as_text:
         print(json.dumps([as_json(view) for view in views], indent=2))
     elif views:
@@ -142,8 +173,12 @@ async def _list(source: Source, own: Ownership, as_text: bool) -> None:
         for view in views:
             if view.problem:
                 print(plain(f"! {view.problem}"), file=sys.stderr)
+            elif view.is_late:
+                print(plain(f"? {late_line(view)}"), file=sys.stderr)
     else:
         print("no leases", file=sys.stderr)
+    if rest is not None:
+        print(f"{rest.free} of {rest.total} subnets are free", file=sys.stderr)
 
 
 async def _show(source: Source, own: Ownership, what: str, as_text: bool) -> None:
@@ -155,6 +190,31 @@ async def _show(source: Source, own: Ownership, what: str, as_text: bool) -> Non
         print("\n\n".join(map(details, views)))
     else:
         print(json.dumps([as_json(view) for view in views], indent=2))
+
+
+async def _release(source: EtcdLeases, own: Ownership, words: Sequence[str], *, yes: bool) -> int:
+    """``release`` with words, ``gc`` without."""
+    try:
+        every = sorted(map(own.mark, await source.views(lambda _: True)), key=order)
+        views = await _named(every, words) if words else [view for view in every if view.is_late]
+        if views:
+            return await release(source, views, yes=yes)
+    finally:
+        await source.close()
+    print("every lease was renewed in time", file=sys.stderr)
+    return 0
+
+
+async def _named(every: Sequence[View], words: Sequence[str]) -> list[View]:
+    """The leases that the operator named; not by an address of a pod, which is a slip of the finger from a host's."""
+    named: dict[str, View] = {}
+    for word in words:
+        targets = await _targets(word)
+        found = {view.name: view for view in every if any(view.is_leased_to(target) for target in targets)}
+        if not found:
+            raise ConfigError(f"nothing was released: no lease is of {word}, `flannelctl leases list` shows all")
+        named |= found
+    return list(named.values())
 
 
 async def _watch(source: Source, changes: Changes) -> None:
@@ -169,64 +229,6 @@ async def _views(source: Source, own: Ownership, wanted: Callable[[View], bool])
         return sorted((own.mark(view) for view in await source.views(wanted)), key=order)
     finally:
         await source.close()
-
-
-class EtcdLeases:
-    """Leases in etcd; a ``Source``."""
-
-    def __init__(self, options: EtcdOptions) -> None:
-        user = options.etcd_username
-        self._prefix = Keys(options.etcd_prefix).subnets.encode()
-        self._client = EtcdClient(
-            parse_endpoints(options.etcd_endpoints),
-            TLSFiles(options.etcd_cafile, options.etcd_certfile, options.etcd_keyfile),
-            Credentials(user, options.etcd_password) if user and options.etcd_password else None,
-        )
-
-    async def views(self, wanted: Callable[[View], bool]) -> list[View]:
-        """See ``Source``; with their time to live."""
-        views = [view for kv in (await self._client.list(self._prefix)).kvs if wanted(view := self._view(kv))]
-        lives = await self._times_to_live({view.ttl_id for view in views if view.ttl_id})
-        return [view._replace(ttl_s=lives.get(view.ttl_id)) for view in views]
-
-    async def follow(self, changes: Changes) -> None:
-        """See ``Source``."""
-        client, prefix = self._client, self._prefix
-        while True:
-            listing = await client.list(prefix)
-            changes.keep_only([self._name(kv) for kv in listing.kvs])
-            for kv in listing.kvs:
-                changes.put(self._name(kv), self._view(kv))
-            try:
-                async with aclosing(client.watch(prefix, prefix=True, start_revision=listing.revision + 1)) as batches:
-                    async for batch in batches:
-                        for event in batch.events:
-                            if event.deleted:
-                                changes.drop(self._name(event.kv))
-                            else:
-                                changes.put(self._name(event.kv), self._view(event.kv))
-            except Compacted:
-                continue  # too long without etcd: its history is gone, so compare with a new list
-
-    async def close(self) -> None:
-        """See ``Source``."""
-        await self._client.close()
-
-    async def _times_to_live(self, ids: Iterable[int]) -> dict[int, int]:
-        turn = asyncio.Semaphore(TTL_REQUESTS_AT_ONCE)
-
-        async def ask(lease: int) -> tuple[int, int]:
-            async with turn:
-                return lease, await self._client.time_to_live(lease)
-
-        # gather, because its first error is the one sentence that the operator gets, not a group of them
-        return dict(await asyncio.gather(*(ask(lease) for lease in ids)))
-
-    def _name(self, kv: KV) -> str:
-        return kv.key.removeprefix(self._prefix).decode("utf-8", "backslashreplace")
-
-    def _view(self, kv: KV) -> View:
-        return View.of(self._name(kv), kv.value, kv.lease, kv.mod_revision)
 
 
 async def _targets_or_node(what: str) -> list[Prefix | IP]:

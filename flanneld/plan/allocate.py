@@ -107,6 +107,33 @@ def vacancies(conf: FamilyConf, taken: Iterable[Prefix]) -> int:
     return capacity(conf) - sum(map(len, _taken_runs(conf, taken)))
 
 
+class Room(NamedTuple):
+    """How many hosts more a network takes."""
+
+    free: int
+    total: int
+
+
+def room(conf: NetConf, leases: Iterable[Subnets]) -> Room:
+    """How many subnets are left, in the family that has fewer.
+
+    Args:
+        conf: the network configuration, of at least one family.
+        leases: all there are, whatever their values.
+    """
+    claimed = [counts(lease, conf) for lease in leases]
+
+    def part(family: Family) -> Room:
+        wanted = conf.family(family)
+        if wanted is None:
+            return Room(0, 0)
+        return Room(
+            vacancies(wanted, (block for lease in claimed if (block := lease.family(family)))), capacity(wanted)
+        )
+
+    return min(map(part, conf.families()))
+
+
 def _step(conf: FamilyConf) -> int:
     return 1 << (conf.network.family.bits - conf.subnet_len)
 

@@ -13,6 +13,7 @@ import pytest
 
 from flanneld.lab import Lab
 from flanneld.lab.spec import SUBNETS_KEY
+from tests.netns.test_end_to_end import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd]
 
@@ -89,6 +90,81 @@ def test_watch_tells_each_change_until_interrupted(bench: Bench) -> None:
             watch.kill()
 
 
+def test_list_says_how_many_subnets_are_free(bench: Bench) -> None:
+    """Failures F27."""
+    assert "253 of 255 subnets are free" in bench.run().stderr
+
+
+class TestRelease:
+    """Failures F27: two hundred leases of hosts that are gone, and no room for a new one."""
+
+    def lease(self, bench: Bench, number: int, ttl_s: int) -> str:
+        """A lease of a host that is gone; returns its subnet."""
+        ttl_id = bench.lab.etcd.ctl("lease", "grant", str(ttl_s)).split()[1]
+        bench.lab.etcd.put(
+            f"{SUBNETS_KEY}10.244.{number}.0-24", VXLAN % (f"198.18.0.{number}", "02:00:00:00:00:99"), ttl_id
+        )
+        return f"10.244.{number}.0/24"
+
+    def held(self, bench: Bench) -> set[str]:
+        return {key.removeprefix(SUBNETS_KEY) for key in bench.lab.etcd.items(SUBNETS_KEY)}
+
+    def test_it_shows_first_and_releases_with_yes(self, bench: Bench) -> None:
+        subnet = self.lease(bench, 40, 50000)
+        shown = bench.run("release", subnet)
+        assert (shown.returncode, "198.18.0.40" in shown.stdout) == (0, True)
+        assert "Nothing was released: add --yes if this host is gone for good" in shown.stderr
+        assert "10.244.40.0-24" in self.held(bench)
+        done = bench.run("release", "198.18.0.40", "10.244.30.0/24", "--yes")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"released {subnet} of 198.18.0.40" in done.stdout
+        assert "released 10.244.30.0/24 of 198.18.0.12" in done.stdout, "a reservation, too"
+        assert self.held(bench) == {"10.244.7.0-24"}
+
+    def test_a_lease_that_was_just_written_is_a_living_hosts(self, bench: Bench) -> None:
+        done = bench.run("release", "10.244.7.0/24", "--yes")
+        assert done.returncode == 1
+        assert "so it lives or did a moment ago" in done.stderr
+        assert "10.244.7.0-24" in self.held(bench)
+
+    def test_the_lease_of_a_host_that_lives_is_back_and_the_operator_hears_of_it(self, bench: Bench) -> None:
+        host = bench.lab.host(1)
+        host.daemon.start()
+        host.daemon.wait_ready()
+        # as old as it is when it is nearly due; the daemon took what lay there with its address for its own
+        before = bench.lab.etcd.items(SUBNETS_KEY)["/coreos.com/network/subnets/10.244.7.0-24"]
+        old = bench.lab.etcd.ctl("lease", "grant", "50000").split()[1]
+        pid = host.daemon.pid
+        host.daemon.signal(signal.SIGSTOP)
+        bench.lab.etcd.put(SUBNETS_KEY + "10.244.7.0-24", before, old)
+        with subprocess.Popen(
+            bench.command("release", "10.244.7.0/24", "--yes"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as release:
+            until(lambda: "10.244.7.0-24" not in self.held(bench), "it is released")
+            host.daemon.signal(signal.SIGCONT)
+            assert release.stdout is not None
+            assert "back 10.244.7.0/24" in release.stdout.read()
+            assert release.wait(10) == 1
+        host.daemon.wait_ready()
+        assert host.daemon.pid == pid
+
+    def test_gc_takes_what_was_not_renewed_in_time_and_nothing_else(self, bench: Bench) -> None:
+        for number, ttl_s in ((50, 86400), (51, 3500), (52, 3000), (53, 100)):
+            self.lease(bench, number, ttl_s)
+        listed = bench.run()
+        assert listed.stderr.count("was not renewed in time") == 2
+        shown = bench.run("gc")
+        assert "add --yes if these hosts are gone for good" in shown.stderr
+        assert len(self.held(bench)) == 6
+        assert bench.run("gc", "--yes").returncode == 0
+        assert self.held(bench) == {"10.244.7.0-24", "10.244.30.0-24", "10.244.50.0-24", "10.244.51.0-24"}
+        assert "every lease was renewed in time" in bench.run("gc", "--yes").stderr
+        assert "10.244.51.0/24" in bench.run("gc", "--subnet-lease-renew-margin=120").stdout
+
+
 def test_an_etcd_that_is_not_there_is_one_sentence_and_exit_1(bench: Bench) -> None:
     bench.lab.etcd.stop_member(1)
     done = bench.run()
@@ -98,7 +174,18 @@ def test_an_etcd_that_is_not_there_is_one_sentence_and_exit_1(bench: Bench) -> N
 
 
 @pytest.mark.parametrize(
-    "words", [("lst",), ("show",), ("--etcd-endpoint=x",), ("-o", "yaml"), ("show", "10.0.0.0/40")]
+    "words",
+    [
+        ("lst",),
+        ("show",),
+        ("--etcd-endpoint=x",),
+        ("-o", "yaml"),
+        ("show", "10.0.0.0/40"),
+        ("release",),
+        ("gc", "10.5.2.0/24"),
+        ("list", "--yes"),
+        ("release", "10.5.2.0/24", "--kube-subnet-mgr", "--kube-api-url=http://127.0.0.1:1"),
+    ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_exit_2(words: tuple[str, ...]) -> None:
     argv = [sys.executable, "-m", "flanneld.ctl.main", "leases", *words]

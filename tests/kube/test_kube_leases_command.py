@@ -73,7 +73,7 @@ async def test_changes_are_told_and_heartbeats_are_not(fake: KubeApi, site: Site
     def show(what: str, view: View) -> None:
         told.append((what, view.node.removeprefix(site.node(""))))
 
-    task = asyncio.create_task(source.follow(Changes(Ownership(""), show)))
+    task = asyncio.create_task(source.follow(Changes(Ownership("", 3600.0), show)))
     await until(lambda: len(told) == 3)
     await site.patch("a", {"metadata": {"labels": {"beat": "1"}}})
     await site.annotate("a", published("192.0.2.11"))

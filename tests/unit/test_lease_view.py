@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flanneld.ctl.lease_view import View, as_json, details, duration, mark_own, order, table
+from flanneld.ctl.lease_view import View, as_json, details, duration, late_line, mark_late, mark_own, order, table
 from flanneld.model.addr import IP, Prefix, parse_ip
 
 VXLAN = (
@@ -119,3 +119,28 @@ def test_json_carries_backend_data_as_json() -> None:
 )
 def test_durations_are_short(seconds: int, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("ttl_s", "margin_s", "is_late"),
+    [
+        (86390, 3600, False),
+        (3500, 3600, False),
+        (3200, 3600, True),
+        (0, 3600, True),
+        (42000, 82800, True),  # nobody renews before half of a lease's life is over
+        (43000, 82800, False),
+        (None, 3600, False),  # a reservation
+    ],
+)
+def test_a_lease_is_late_when_its_host_should_have_renewed_it(ttl_s: int | None, margin_s: int, is_late: bool) -> None:
+    view = mark_late(lease(ttl_s=ttl_s), margin_s)
+    assert view.is_late is is_late
+    assert as_json(view)["late"] is is_late
+    assert table([view]).splitlines()[1].startswith("?") is is_late
+
+
+def test_a_late_lease_is_told_with_host_and_time_left() -> None:
+    assert late_line(lease(ttl_s=600)) == (
+        "10.5.2.0/24 of 192.168.64.3 was not renewed in time, 10m00s left: is that host gone?"
+    )

@@ -1,0 +1,66 @@
+"""Says in time that the network is running out of subnets (failures F27): whoever finds none is told too late."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from flanneld.model.lease import LeaseTable
+from flanneld.model.netconf import NetConf
+from flanneld.plan.allocate import Room, room
+from flanneld.plan.claim import subnets_of
+
+log = logging.getLogger("flanneld.lease")
+
+FEW = 0.2
+"""Share of free subnets from which on it is said, once."""
+MANY = 0.3
+"""Share of free subnets above which that counts as over."""
+LOOK_S = 30.0
+"""Between two looks, each of which costs what the leases cost."""
+
+REMEDY = "release leases of hosts that are gone (flannelctl leases gc) or enlarge it"
+
+
+class RoomWatch:
+    """See above.
+
+    Args:
+        table: everybody's leases.
+        conf: the network configuration as it is now; None where others than hosts share out the subnets.
+        look_s: see ``LOOK_S``.
+    """
+
+    def __init__(self, table: LeaseTable, conf: Callable[[], NetConf | None], *, look_s: float = LOOK_S) -> None:
+        self._table, self._conf, self._look_s = table, conf, look_s
+        self._news = asyncio.Event()
+        self._told_few = self._told_full = False
+
+    def now(self) -> Room | None:
+        """How many subnets are left; None when that cannot be known."""
+        conf = self._conf()
+        return room(conf, map(subnets_of, self._table)) if conf and self._table.complete else None
+
+    def leases_changed(self) -> None:
+        """To be called when the list of leases changed."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Look after changes, for ever."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            self._look()
+            await asyncio.sleep(self._look_s)
+
+    def _look(self) -> None:
+        left = self.now()
+        if left is None or left.free > left.total * MANY:
+            self._told_few = self._told_full = False
+        elif left.free == 0 and not self._told_full:
+            self._told_few = self._told_full = True
+            log.warning("the network is full, no other host can join it: %s of=%d", REMEDY, left.total)
+        elif left.free <= left.total * FEW and not self._told_few:
+            self._told_few = True
+            log.warning("the network is running out of subnets: %s free=%d of=%d", REMEDY, left.free, left.total)
