@@ -21,8 +21,8 @@ from flanneld import __version__
 from flanneld.contracts import Store, TrafficManager, TrafficRules
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.host_settings import HostSettings, hurting
-from flanneld.duties.pager import Pager
 from flanneld.duties.overlap import OverlapWatch
+from flanneld.duties.pager import Pager
 from flanneld.duties.quarantine import LeaseGuard
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.settings import SettingsWatch
@@ -113,6 +113,9 @@ class Daemon:
         self._rules = RuleKeeper(
             *managers, self._wanted_rules, slot("rules", "no firewall rules yet"), remark("rules"), self._rules_repaired
         )
+        self._overlaps = OverlapWatch(
+            standing, self._path, remark("overlap"), allowed=options.allow_overlap, allocates=store.allocates
+        )
         self._underlay = UnderlayWatch(
             lambda: host_net(options, standing.conf),
             standing,
@@ -121,18 +124,15 @@ class Daemon:
             slot("underlay"),
             self._overlaps.look,
         )
-        self._overlaps = OverlapWatch(
-            standing, self._path, remark("overlap"), allowed=options.allow_overlap, allocates=store.allocates
-        )
         store.tell_trouble(remark("store"))
 
     def duties(self) -> Iterator[Duty]:
         """Everything that has to run from now on; call from the event loop."""
         pager = self._listen()
+        self._underlay.look()
         self._write_env()
         self._wake("start")
         yield self._store.follow(self._table, self._leases_changed)
-        self._underlay.look()
         yield self._guard.run()
         yield self._store.follow_config(self._conf_changed)
         yield self._reconciler.run()
@@ -189,6 +189,8 @@ class Daemon:
             if conf == standing.conf:
                 return
             refuse_restart_keys(standing.conf, conf, standing.subnets)
+            if conf.networks() != standing.conf.networks():
+                self._overlaps.refuse(conf, host_net(self._options, conf))
             standing.backend.reconfigure(conf, self._path)
         except ConfigError as exc:
             log.error("network configuration changed, but the old one is kept: %s", exc)
@@ -201,8 +203,6 @@ class Daemon:
         self._changed("configuration")
 
     def _underlay_changed(self, ext: ExtIface) -> None:
-            if conf.networks() != standing.conf.networks():
-                self._overlaps.refuse(conf, host_net(self._options, conf))
         self._standing.ext = ext
         self._changed("underlay changed")
 

@@ -163,6 +163,12 @@ def has_l2miss(body: memoryview) -> bool:
     return attrs(info.get(IFLA_INFO_DATA, b""), 0).get(VX_L2MISS, b"\0") != b"\0"
 
 
+def kind_of(body: memoryview) -> str:
+    """What made a device of a link message: ``bridge``, ``vxlan``, …; empty for real ones."""
+    info = attrs(attrs(body, _IFINFO.size).get(IFLA_LINKINFO, b""), 0)
+    return info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+
+
 def is_running(body: memoryview) -> bool:
     """Whether a device of a link message is up and has a carrier (IFF_RUNNING)."""
     flags: int = _IFINFO.unpack_from(body)[3]
@@ -187,12 +193,6 @@ def dump_addresses(ifindex: int = 0) -> bytes:
 
 def parse_address(body: memoryview) -> tuple[int, int, int, int, IP | None]:
     """(ifindex, prefix length, flags, scope, address) of an address message."""
-def kind_of(body: memoryview) -> str:
-    """What made a device of a link message: ``bridge``, ``vxlan``, …; empty for real ones."""
-    info = attrs(attrs(body, _IFINFO.size).get(IFLA_LINKINFO, b""), 0)
-    return info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
-
-
     _family, length, flags, scope, ifindex = _IFADDR.unpack_from(body)
     found = attrs(body, _IFADDR.size)
     ip = read_ip(found.get(IFA_LOCAL) or found.get(IFA_ADDRESS))
