@@ -17,6 +17,7 @@ from flanneld.goflags import Flag, scan, usage
 from flanneld.lab import demo
 from flanneld.lab.cni import has_plugins
 from flanneld.lab.lab import Lab, names, remove, timed
+from flanneld.lab.node import Host
 from flanneld.lab.spec import MAX_HOSTS, LabSpec
 from flanneld.report.table import render_table
 
@@ -123,8 +124,10 @@ def _exec(argv: list[str]) -> int:
         raise UsageError("lab exec needs a node, such as h1, pod1 or outside")
     node = Lab.load(str(given["name"]) if "name" in given else _only_lab()).node(argv[start])
     command = argv[start + 1 :] or [os.environ.get("SHELL", "/bin/sh")]
+    environment = {**os.environ, **(node.daemon.variables() if isinstance(node, Host) else {})}
     sys.stdout.flush()
-    os.execvp("ip", node.command(*command))  # noqa: S606  # becomes that command, with its terminal and exit status
+    # becomes that command, with its terminal and exit status
+    os.execvpe("ip", node.command(*command), environment)  # noqa: S606
 
 
 def _status(argv: list[str]) -> int:

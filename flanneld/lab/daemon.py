@@ -62,6 +62,19 @@ class Daemon:
             *self._spec.daemon_flags,
         ]
 
+    def variables(self) -> dict[str, str]:
+        """What makes the programs of this host, ``flannelctl`` and iptables, meet this daemon and its store."""
+        flags = [*self._store.daemon_flags(self._number), f"--subnet-file={self.subnet_file}"]
+        pairs = (flag.removeprefix("--").partition("=") for flag in flags)
+        return {
+            **{"FLANNELD_" + name.upper().replace("-", "_"): value or "true" for name, _, value in pairs},
+            # by variable, not by flag: Go's flanneld does not know it, and ignores unknown variables only
+            "FLANNELD_STATE_DIR": str(self.state_dir),
+            # hosts do not share a lock file; this one would otherwise be the machine's
+            "XTABLES_LOCKFILE": str(self.xtables_lock),
+            **self._store.daemon_env(self._number),
+        }
+
     def start(self, *flags: str, env: dict[str, str] | None = None) -> None:
         """Start it, with further flags; does not wait until it is ready."""
         if self.is_running():
@@ -69,12 +82,8 @@ class Daemon:
         self._directory.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FLANNELD_")}
         environment |= {
-            # by variable, not by flag: Go's flanneld does not know it, and ignores unknown variables only
-            "FLANNELD_STATE_DIR": str(self.state_dir),
-            # hosts do not share a lock file; this one would otherwise be the machine's
-            "XTABLES_LOCKFILE": str(self.xtables_lock),
+            **self.variables(),
             **({"FLANNELD_CNI_CONF_DIR": str(self.cni_conf_dir)} if self._spec.cni else {}),
-            **self._store.daemon_env(self._number),
             **(env or {}),
         }
         argv = [*(self.command or own_command()), *self.flags(), *flags]

@@ -93,7 +93,7 @@ class Lab:
         """
         if name not in self.spec.nodes():
             raise ConfigError(f"lab {self.spec.name!r} has no node {name!r}; it has {', '.join(self.spec.nodes())}")
-        return Node(self.spec, name)
+        return next((host for host in self.hosts if host.name == name), None) or Node(self.spec, name)
 
     def up(self, step: Step = _silent, daemons: bool = True) -> None:
         """Build everything and wait until every host's pod is connected; on failure nothing is left.

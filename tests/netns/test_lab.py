@@ -228,6 +228,20 @@ def test_without_the_extra_the_command_says_so_in_one_sentence(action: str) -> N
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("store", ["etcd", "kube"])
+def test_on_a_host_of_the_lab_flannelctl_finds_its_daemon_and_its_leases_by_itself(
+    make_lab: MakeLab, store: str
+) -> None:
+    lab = make_lab(2, store=store)
+    lab.up()
+    flannelctl = [sys.executable, "-m", "flanneld.ctl.main"]
+    on_host = [*flannelctl, "lab", "exec", "--name", lab.spec.name, "h2", *flannelctl]
+    for command, said in (("status", f"public     {lab.host(2).address()}"), ("leases", lab.host(1).address())):
+        done = subprocess.run([*on_host, command], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
 def test_two_labs_stand_side_by_side_but_not_under_one_name(make_lab: MakeLab) -> None:
     first, second = make_lab(1), make_lab(1)
     first.up(daemons=False)
