@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from flanneld.contracts import Store
 from flanneld.errors import LeaseLost
@@ -34,21 +34,16 @@ def attrs_of(ip: str, identity: str = "", ip6: str | None = None, **more: Any) -
     return LeaseAttrs(parse_ip(ip) if ip else None, parse_ip(ip6) if ip6 else None, identity=identity, **more)
 
 
-class Host:
-    """One host; an async context manager that ends its tasks and closes its client.
+class StoreHost:
+    """A host over some store; an async context manager that ends its tasks and closes the store.
 
     Args:
-        endpoints: where etcd is.
-        prefix: ``--etcd-prefix``.
+        store: which mypy checks against the contract here.
         attrs: what it publishes.
-        settings: for ``EtcdStore``.
     """
 
-    def __init__(self, endpoints: str, prefix: str, attrs: LeaseAttrs, **settings: Any) -> None:
-        self.client = EtcdClient(parse_endpoints(endpoints), request_timeout_s=2.0)
-        self.store = EtcdStore(self.client, prefix, **settings)
-        self.interface: Store = self.store
-        """The same, so that mypy checks the contract."""
+    def __init__(self, store: Store, attrs: LeaseAttrs) -> None:
+        self.interface = store
         self.attrs = attrs
         self.table = LeaseTable()
         self.lost: LeaseLost | None = None
@@ -56,28 +51,32 @@ class Host:
         """Reasons that keeping and following gave."""
         self.sizes: list[int] = []
         """How many leases the table had at each change."""
-        self._prefix = prefix
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Host:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.stop()
-        await self.store.close()
+        await self.interface.close()
 
     async def acquire(self, conf: NetConf, previous: str | None = None, previous6: str | None = None) -> OwnLease:
         """Acquire only."""
         before = (Prefix.parse(previous) if previous else None, Prefix.parse(previous6) if previous6 else None)
-        return await self.store.acquire(conf, Claim(self.attrs, before))
+        return await self.interface.acquire(conf, Claim(self.attrs, before))
 
     async def run(self, conf: NetConf, previous: str | None = None) -> OwnLease:
         """Acquire, then keep and follow in the background."""
         own = await self.acquire(conf, previous)
-        self.start(self._keep(), self.store.follow(self.table, self._changed))
+        self.start(self._keep())
+        self.follow()
         return own
+
+    def follow(self) -> None:
+        """Follow the peers, in the background."""
+        self.start(self.interface.follow(self.table, self._changed))
 
     def start(self, *coroutines: Any) -> None:
         """Run something until the host stops."""
@@ -89,7 +88,7 @@ class Host:
 
     async def _keep(self) -> None:
         try:
-            await self.store.keep(self._changed)
+            await self.interface.keep(self._changed)
         except LeaseLost as lost:
             self.lost = lost
 
@@ -101,6 +100,23 @@ class Host:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._tasks.clear()
+
+
+class Host(StoreHost):
+    """A host over etcd.
+
+    Args:
+        endpoints: where etcd is.
+        prefix: ``--etcd-prefix``.
+        attrs: what it publishes.
+        settings: for ``EtcdStore``.
+    """
+
+    def __init__(self, endpoints: str, prefix: str, attrs: LeaseAttrs, **settings: Any) -> None:
+        self.client = EtcdClient(parse_endpoints(endpoints), request_timeout_s=2.0)
+        self.store = EtcdStore(self.client, prefix, **settings)
+        super().__init__(self.store, attrs)
+        self._prefix = prefix
 
     @property
     def own(self) -> Lease:

@@ -6,19 +6,15 @@ where ``KUBE_APISERVER_KUBECONFIG`` names an administrator's kubeconfig, against
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from flanneld.contracts import Store
-from flanneld.errors import LeaseLost
 from flanneld.lab.kubeapi import ADMIN_TOKEN, FLANNEL_TOKEN, KubeApi
-from flanneld.model.lease import Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
+from flanneld.model.lease import Lease, LeaseAttrs, OwnLease
 from flanneld.model.netconf import NetConf
 from flanneld.model.node_lease import Annotations
 from flanneld.sources.kube import KubeStore
@@ -26,7 +22,7 @@ from flanneld.sources.kube_access import Access
 from flanneld.sources.kube_config import find_settings
 from flanneld.sources.kube_http import KubeHttp, Refused
 from flanneld.sources.kube_watch import Pace
-from tests.support.hosts import attrs_of, family_conf, net_conf
+from tests.support.hosts import StoreHost, attrs_of, family_conf, net_conf
 from tests.support.wait import until
 
 PREFIX = "flannel.alpha.coreos.com/"
@@ -159,8 +155,8 @@ class Site:
         return json.loads(await self._http.call(method, path, raw, kind if raw else ""))
 
 
-class KubeHost:
-    """One host; an async context manager that ends its tasks and closes its connections.
+class KubeHost(StoreHost):
+    """A host over Kubernetes.
 
     Args:
         site: where the API server is.
@@ -188,58 +184,18 @@ class KubeHost:
         # a real server sends a bookmark a minute: shorter silences are not to be taken for its death
         pace = pace or (BRISK if site.token_file else Pace(page_nodes=2))
         self.store = KubeStore(self.http, environ, NAMES, config_path, pace=pace, **settings)
-        self.interface: Store = self.store
-        """The same, so that mypy checks the contract."""
+        super().__init__(self.store, attrs)
         self.site = site
-        self.attrs = attrs
-        self.table = LeaseTable()
-        self.lost: LeaseLost | None = None
-        self.changes: list[str] = []
-        """Reasons that keeping and following gave."""
-        self.sizes: list[int] = []
-        """How many leases the table had at each change."""
-        self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> KubeHost:
-        return self
+    async def acquire(
+        self, conf: NetConf = CONF, previous: str | None = None, previous6: str | None = None
+    ) -> OwnLease:
+        """Acquire only; of the network ``CONF`` unless told."""
+        return await super().acquire(conf, previous, previous6)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await self.store.close()
-
-    async def acquire(self, conf: NetConf = CONF) -> OwnLease:
-        """Acquire only."""
-        return await self.store.acquire(conf, Claim(self.attrs, (None, None)))
-
-    async def run(self, conf: NetConf = CONF) -> OwnLease:
+    async def run(self, conf: NetConf = CONF, previous: str | None = None) -> OwnLease:
         """Acquire, then keep and follow in the background."""
-        own = await self.acquire(conf)
-        self.start(self._keep(), self.store.follow(self.table, self._changed))
-        return own
-
-    def follow(self) -> None:
-        """Follow the peers, in the background."""
-        self.start(self.store.follow(self.table, self._changed))
-
-    def start(self, *coroutines: Any) -> None:
-        """Run something until the host stops."""
-        self._tasks += [asyncio.create_task(coroutine) for coroutine in coroutines]
-
-    def _changed(self, reason: str) -> None:
-        self.changes.append(reason)
-        self.sizes.append(len(self.table))
-
-    async def _keep(self) -> None:
-        try:
-            await self.store.keep(self._changed)
-        except LeaseLost as lost:
-            self.lost = lost
+        return await super().run(conf, previous)
 
     @property
     def peers(self) -> dict[str, Lease]:
