@@ -6,6 +6,8 @@ Sources: include/uapi/linux/{if_link,if_addr}.h.
 from __future__ import annotations
 
 import struct
+import sys
+from collections.abc import Mapping
 
 from flanneld.kernel.nlmsg import (
     AF_UNSPEC,
@@ -29,18 +31,24 @@ from flanneld.kernel.nlmsg import (
     u32,
 )
 from flanneld.model.addr import IP, MAC
-from flanneld.model.objects import Address, Link, Vxlan
+from flanneld.model.objects import ARP_OFF, Address, Link, Vxlan
 
-IFF_UP, IFF_RUNNING = 0x1, 0x40
+IFF_UP, IFF_RUNNING, IFF_NOARP = 0x1, 0x40, 0x80
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 1, 3, 4, 13, 18, 20, 29
+IFLA_MASTER = 10
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 
 # enum in include/uapi/linux/if_link.h, IFLA_VXLAN_*
 VX_ID, VX_GROUP, VX_LINK, VX_LOCAL, VX_TTL, VX_TOS, VX_LEARNING = 1, 2, 3, 4, 5, 6, 7
 VX_PROXY, VX_RSC, VX_L2MISS, VX_L3MISS, VX_PORT, VX_GROUP6, VX_LOCAL6 = 11, 12, 13, 14, 15, 16, 17
-VX_ZERO_CSUM6_TX, VX_ZERO_CSUM6_RX, VX_GBP = 19, 20, 23
+VX_ZERO_CSUM6_TX, VX_ZERO_CSUM6_RX, VX_GBP, VX_LABEL, VX_DF = 19, 20, 23, 26, 29
+_OUTER = {"ttl": VX_TTL, "tos": VX_TOS, "df": VX_DF, "flowlabel": VX_LABEL}
+"""What outer packets say of their own; all 0 on ours (contract 6.9), and changed in place (vxlan_changelink)."""
+
+MASTER = "master #"
+"""In ``Link.extra``: the device is part of a bridge, a bond or a VRF."""
 
 _IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefixlen, flags, scope, index
@@ -92,19 +100,29 @@ def link_set(obj: Link, was: Link | None, ifindex: int) -> list[bytes]:
     """Change a device in place: vxlan settings that differ, then MAC, MTU, up or down.
 
     Two messages, because the driver refuses an MTU beside its own settings (vxlan_nl2conf, "Cannot change mtu").
+    What was ``extra`` is taken back: the master, the flag, and what outer packets said.
     """
     requests = []
-    if obj.vxlan and was and was.vxlan != obj.vxlan:
-        nested = attr(IFLA_INFO_KIND, b"vxlan")
-        nested += attr(IFLA_INFO_DATA | NLA_F_NESTED, _vxlan_attrs(obj.vxlan, create=False))
+    extra = was.extra if was else ""
+    if obj.vxlan and was and (was.vxlan != obj.vxlan or extra):
+        settings = _vxlan_attrs(obj.vxlan, create=False)
+        settings += b"".join(_reset(kind) for name, kind in _OUTER.items() if f"{name} " in extra)
+        nested = attr(IFLA_INFO_KIND, b"vxlan") + attr(IFLA_INFO_DATA | NLA_F_NESTED, settings)
         head = _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
         requests.append(message(RTM_NEWLINK, 0, head + attr(IFLA_LINKINFO | NLA_F_NESTED, nested)))
-    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP if obj.up else 0, IFF_UP)
+    change = IFF_UP | (IFF_NOARP if ARP_OFF in extra else 0)
+    body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP if obj.up else 0, change)
+    if MASTER in extra:
+        body += put_u32(IFLA_MASTER, 0)
     if was is None or was.mac != obj.mac:
         body += attr(IFLA_ADDRESS, obj.mac)
     if was is None or was.mtu != obj.mtu:
         body += put_u32(IFLA_MTU, obj.mtu)
     return [*requests, message(RTM_NEWLINK, 0, body)]
+
+
+def _reset(kind: int) -> bytes:
+    return put_u32(kind, 0) if kind == VX_LABEL else put_u8(kind, 0)
 
 
 def link_alias(obj: Link, ifindex: int) -> bytes:
@@ -123,8 +141,7 @@ def dump_links() -> bytes:
     return message(RTM_GETLINK, NLM_F_DUMP, body)
 
 
-def _decode_vxlan(raw: bytes) -> Vxlan:
-    found = attrs(raw, 0)
+def _decode_vxlan(found: Mapping[int, bytes]) -> Vxlan:
     return Vxlan(
         u32(found.get(VX_ID)),
         u32(found.get(VX_LINK)),
@@ -140,11 +157,17 @@ def decode_link(body: memoryview) -> tuple[int, Link]:
     """(ifindex, device) of a link message."""
     _family, _kind, ifindex, flags, _change = _IFINFO.unpack_from(body)
     found = attrs(body, _IFINFO.size)
-    vxlan = None
+    vxlan, extra = None, []
+    if master := u32(found.get(IFLA_MASTER)):
+        extra.append(f"{MASTER}{master}")
     if IFLA_LINKINFO in found:
         info = attrs(found[IFLA_LINKINFO], 0)
         if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"vxlan":
-            vxlan = _decode_vxlan(info.get(IFLA_INFO_DATA, b""))
+            data = attrs(info.get(IFLA_INFO_DATA, b""), 0)
+            vxlan = _decode_vxlan(data)
+            extra += [ARP_OFF] if flags & IFF_NOARP else []  # a TUN device has the flag by nature
+            values = {name: int.from_bytes(data.get(kind, b""), sys.byteorder) for name, kind in _OUTER.items()}
+            extra += [f"{name} {value}" for name, value in values.items() if value]
     return ifindex, Link(
         found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
         MAC(found.get(IFLA_ADDRESS, b"")),
@@ -152,6 +175,7 @@ def decode_link(body: memoryview) -> tuple[int, Link]:
         bool(flags & IFF_UP),
         found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         vxlan,
+        ", ".join(extra),
     )
 
 

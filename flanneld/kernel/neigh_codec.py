@@ -129,7 +129,7 @@ def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool 
     """A neighbour or forwarding entry on one of the named links; None for what does not concern us.
 
     Unresolved and failed neighbours and those of multicast and broadcast addresses belong to the kernel
-    and are left out of states; so are learned forwarding entries. ``any_state`` lets neighbours of every
+    and are left out of states. ``any_state`` lets neighbours of every
     state through, for notifications: a deleted entry is announced as failed, without its MAC.
     """
     family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
@@ -150,12 +150,10 @@ def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool 
         if state & NUD_NOARP and (dst[0] == 0xFF or (len(dst) == 4 and dst[0] >= 224)):
             return None
         return Neighbour(link, dst, mac, bool(state & NUD_PERMANENT))
-    if not state & NUD_PERMANENT:
-        return None
     # One with a port, VNI or device of its own leads elsewhere, whatever its address: it reads as "nowhere",
     # which no peer is, so it gets replaced; and naming no address deletes it whatever else it says.
     elsewhere = any(kind in found for kind in (NDA_PORT, NDA_VNI, NDA_IFINDEX))
-    return Fdb(link, mac, IP(bytes(len(dst))) if elsewhere else dst)
+    return Fdb(link, mac, IP(bytes(len(dst))) if elsewhere else dst, bool(state & NUD_PERMANENT))
 
 
 def decode_miss(body: memoryview) -> tuple[int, IP | None, MAC | None]:

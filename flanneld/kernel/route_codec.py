@@ -6,7 +6,7 @@ Sources: include/uapi/linux/rtnetlink.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from flanneld.kernel.nlmsg import (
@@ -21,19 +21,36 @@ from flanneld.kernel.nlmsg import (
     attrs,
     message,
     put_u32,
+    read_ip,
     u32,
 )
-from flanneld.model.addr import IP, Family, Prefix
+from flanneld.model.addr import IP, Family, Prefix, format_ip
 from flanneld.model.objects import Route, RouteKind
 
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
 RTM_F_FIB_MATCH = 0x2000
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 7, 9, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = (
+    1,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    15,
+)
 RTA_VIA, RTA_ENCAP, RTA_NH_ID = 18, 22, 30
+RTAX_LOCK = 1
+_METRICS: Final = (
+    "unspec", "lock", "mtu", "window", "rtt", "rttvar", "ssthresh", "cwnd", "advmss", "reordering", "hoplimit",
+    "initcwnd", "features", "rto_min", "initrwnd", "quickack", "congctl", "fastopen_no_cookie",
+)  # fmt: skip
+"""RTAX_* by number, as ``ip route`` calls them."""
 
 _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_RTNH = struct.Struct("=HBBi")  # rtnexthop: len, flags, hops, ifindex
 
 
 def route(obj: Route, ifindex: int, *, delete: bool = False, replace: bool = False, nexthop: int = 0) -> bytes:
@@ -88,26 +105,30 @@ def parse_route(body: memoryview) -> tuple[tuple[int, ...], dict[int, bytes]]:
 
 
 _SPECIAL: Final = (RTA_MULTIPATH, RTA_VIA, RTA_ENCAP)
+_MORE: Final = (*_SPECIAL, RTA_METRICS, RTA_PREFSRC)
+_KINDS: Final = frozenset(RouteKind)
 
 
 def decode_route(body: memoryview, links: Mapping[int, str]) -> Route | None:
-    """A unicast, blackhole or unreachable route of the main table, whichever device it is on.
+    """A route of the main table that leads somewhere or nowhere, whichever device it is on.
 
-    Devices not in ``links`` are written as ``#<index>``. Left out is what flannel never makes and what would
-    look like a plain route here: multipath, policy tables, a TOS, another family's gateway, encapsulation.
+    Devices not in ``links`` are written as ``#<index>``. What flannel never makes of a route, such as an MTU or
+    several next hops, is in ``extra``, so that it never looks like one of ours. Left out is what stands beside
+    ours without touching it: other tables, and routes for a TOS.
     """
     family, length, _src, tos, table, proto, scope, kind, flags = _RTMSG.unpack_from(body)
     found = attrs(body, _RTMSG.size)
-    if tos or (u32(found.get(RTA_TABLE)) or table) != RT_TABLE_MAIN or not found.keys().isdisjoint(_SPECIAL):
-        return None
-    if kind not in (RouteKind.UNICAST, RouteKind.BLACKHOLE, RouteKind.UNREACHABLE):
+    if tos or (u32(found.get(RTA_TABLE)) or table) != RT_TABLE_MAIN or kind not in _KINDS:
         return None
     size = 4 if family == Family.V4 else 16
+    extra = "" if found.keys().isdisjoint(_MORE) else " ".join(_more(found))
+    if kind == RTN_UNICAST and RTA_MULTIPATH in found:
+        flags = _first_hop(found, flags)
     dst, gateway = found.get(RTA_DST, bytes(size)), found.get(RTA_GATEWAY)
     if len(dst) != size or length > size * 8 or (gateway is not None and len(gateway) != size):
         return None
     link, onlink = "", False
-    if kind == RouteKind.UNICAST:  # the kernel hangs IPv6 blackholes on lo; for us they have no device
+    if kind == RTN_UNICAST:  # the kernel hangs IPv6 blackholes on lo; for us they have no device
         oif = u32(found.get(RTA_OIF))
         link, onlink = links.get(oif) or f"#{oif}", bool(flags & RTNH_F_ONLINK)
     return Route(
@@ -119,7 +140,45 @@ def decode_route(body: memoryview, links: Mapping[int, str]) -> Route | None:
         proto,
         u32(found.get(RTA_PRIORITY)),
         scope if size == 4 else 0,
+        extra,
     )
+
+
+def _more(found: Mapping[int, bytes]) -> Iterator[str]:
+    """In the words of ``ip route``, what our routes never say."""
+    for kind, value in attrs(found.get(RTA_METRICS, b""), 0).items():
+        if kind != RTAX_LOCK:
+            name = _METRICS[kind] if kind < len(_METRICS) else f"metric#{kind}"
+            yield f"{name} {u32(value)}" if len(value) == 4 else name
+    if (source := read_ip(found.get(RTA_PREFSRC))) is not None:
+        yield f"src {format_ip(source)}"
+    if RTA_MULTIPATH in found:
+        yield f"nexthops {len(list(_hops(found[RTA_MULTIPATH])))}"
+    if RTA_VIA in found:
+        yield "via another family"
+    if RTA_ENCAP in found:
+        yield "encap"
+
+
+def _hops(raw: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """(flags, interface index, attributes) of each next hop of a multipath route."""
+    offset = 0
+    while offset + _RTNH.size <= len(raw):
+        size, flags, _weight, index = _RTNH.unpack_from(raw, offset)
+        if size < _RTNH.size:
+            return
+        yield flags, index, attrs(raw[: offset + size], offset + _RTNH.size)
+        offset += (size + 3) & ~3
+
+
+def _first_hop(found: dict[int, bytes], flags: int) -> int:
+    """Take the first of several next hops for the route's own: it says whose the route is. Its flags."""
+    for hop_flags, index, attributes in _hops(found[RTA_MULTIPATH]):
+        found[RTA_OIF] = struct.pack("=i", index)
+        if RTA_GATEWAY in attributes:
+            found[RTA_GATEWAY] = attributes[RTA_GATEWAY]
+        return hop_flags
+    return flags
 
 
 def nexthop_of(body: memoryview) -> tuple[int, int]:

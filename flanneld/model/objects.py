@@ -29,11 +29,13 @@ METRIC_BLACKHOLE = 65534
 
 
 class RouteKind(IntEnum):
-    """RTN_* types we make (include/uapi/linux/rtnetlink.h)."""
+    """RTN_* types (include/uapi/linux/rtnetlink.h): those we make, and those that stand in their way."""
 
     UNICAST = 1
     BLACKHOLE = 6
     UNREACHABLE = 7
+    PROHIBIT = 8
+    THROW = 9
 
 
 class Scope(IntEnum):
@@ -59,6 +61,10 @@ class Vxlan(NamedTuple):
     """Default destination; set on somebody else's device only."""
 
 
+ARP_OFF = "arp off"
+"""In ``Link.extra``. To switch it on again makes the kernel forget the device's neighbours."""
+
+
 class Link(NamedTuple):
     """A device that we make, or found under its name."""
 
@@ -70,6 +76,8 @@ class Link(NamedTuple):
     """``ifalias``: says which network the device belongs to (failures F21)."""
     vxlan: Vxlan | None
     """None when the device found is of another kind."""
+    extra: str = ""
+    """What ours never have, in words: a bridge they are part of, ARP off, a TTL of outer packets."""
 
     def __str__(self) -> str:
         state = "up" if self.up else "down"
@@ -77,7 +85,9 @@ class Link(NamedTuple):
         if self.vxlan:
             local = format_ip(self.vxlan.local) if self.vxlan.local else "any"
             text += f" vxlan id {self.vxlan.vni} local {local} dev {self.vxlan.lower} port {self.vxlan.port}"
-        return text
+            text += (" learning" if self.vxlan.learning else "") + (" gbp" if self.vxlan.gbp else "")
+            text += f" remote {format_ip(self.vxlan.group)}" if self.vxlan.group else ""
+        return f"{text} ({self.extra})" if self.extra else text
 
 
 class Sysctl(NamedTuple):
@@ -89,6 +99,16 @@ class Sysctl(NamedTuple):
 
     def __str__(self) -> str:
         return f"sysctl {self.path} = {self.value}"
+
+
+class Offload(NamedTuple):
+    """Whether a device takes packets whose checksums are left to the card (failures F03)."""
+
+    link: str
+    on: bool
+
+    def __str__(self) -> str:
+        return f"offload tx-checksum-ip-generic {'on' if self.on else 'off'} dev {self.link}"
 
 
 class Address(NamedTuple):
@@ -103,14 +123,16 @@ class Address(NamedTuple):
 
 
 class Fdb(NamedTuple):
-    """Forwarding entry of a vxlan device: which host a VTEP's MAC lives on. Always permanent, self."""
+    """Forwarding entry of a vxlan device: which host a VTEP's MAC lives on. Always self; ours are permanent."""
 
     link: str
     mac: MAC
     dst: IP
+    permanent: bool = True
 
     def __str__(self) -> str:
-        return f"fdb {format_mac(self.mac)} dst {format_ip(self.dst)} dev {self.link}"
+        kind = "" if self.permanent else " temporary"
+        return f"fdb {format_mac(self.mac)} dst {format_ip(self.dst)} dev {self.link}{kind}"
 
 
 class Neighbour(NamedTuple):
@@ -138,6 +160,8 @@ class Route(NamedTuple):
     proto: int = PROTO_BOOT
     metric: int = 0
     scope: int = Scope.UNIVERSE
+    extra: str = ""
+    """What ours never say, in words: an MTU, a source address, several next hops."""
 
     def __str__(self) -> str:
         words = [] if self.kind is RouteKind.UNICAST else [RouteKind(self.kind).name.lower()]
@@ -148,10 +172,11 @@ class Route(NamedTuple):
             words += ["dev", self.link]
         if self.metric:
             words += ["metric", str(self.metric)]
-        return "route " + " ".join(words) + (" onlink" if self.onlink else "")
+        words += filter(None, ["onlink" if self.onlink else "", self.extra])
+        return "route " + " ".join(words)
 
 
-KernelObject = Link | Sysctl | Address | Fdb | Neighbour | Route
+KernelObject = Link | Sysctl | Offload | Address | Fdb | Neighbour | Route
 
 
 def subject(obj: KernelObject) -> tuple[object, ...]:
@@ -161,6 +186,8 @@ def subject(obj: KernelObject) -> tuple[object, ...]:
             return ("link", obj.name)
         case Sysctl():
             return ("sysctl", obj.path)
+        case Offload():
+            return ("offload", obj.link)
         case Address():
             return ("address", obj.link, obj.ip)
         case Fdb():

@@ -151,7 +151,7 @@ def remake(observed: State, link: Link) -> Sequence[Op]:
     name = link.name
     ops = [Op(Verb.PUT, a) for a in observed.addresses if a.link == name]
     ops.append(Op(Verb.PUT, link._replace(up=True, alias=""), link))
-    ops += [Op(Verb.PUT, f) for f in observed.fdb.values() if f.link == name]
+    ops += [Op(Verb.PUT, f) for f in observed.fdb.values() if f.link == name and f.permanent]
     ops += [Op(Verb.PUT, n) for n in observed.neighbours.values() if n.link == name and n.permanent]
     ops += [Op(Verb.PUT, r) for r in observed.routes if r.link == name and r.gateway and r.kind is RouteKind.UNICAST]
     return ops

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
-from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
+from flanneld.model.objects import ARP_OFF, Address, Fdb, KernelObject, Link, Neighbour, Offload, Route, Sysctl
 from flanneld.model.state import State
 from flanneld.plan.ownership import Ownership
 
 K = TypeVar("K")
-V = TypeVar("V", Address, Fdb, Neighbour)
+V = TypeVar("V", Offload, Address, Fdb, Neighbour)
 
 
 class Verb(Enum):
@@ -67,13 +67,14 @@ def plan(
         recreate: links that the kernel refused to change in place.
     """
     removed, made, lost = _links(desired, observed, own, recreate)
-    there = _without(observed, lost, {op.obj.name for op in made if isinstance(op.obj, Link) and _changes_mac(op)})
+    there = _without(observed, lost, {op.obj.name for op in made if isinstance(op.obj, Link) and _unlearns(op)})
     ops = [*removed, *made]
     ops += (
         Op(Verb.PUT, Sysctl(path, value), Sysctl(path, old) if (old := there.sysctls.get(path)) is not None else None)
         for path, value in desired.sysctls.items()
         if there.sysctls.get(path) != value
     )
+    ops += _missing(desired.offloads, there.offloads)
     ops += _surplus(_in_the_way(desired, there), own)
     ops += _missing(desired.addresses, there.addresses)
     ops += (
@@ -172,23 +173,28 @@ def _links(
     return removed, made, lost
 
 
-def _changes_mac(op: Op) -> bool:
-    return isinstance(op.obj, Link) and isinstance(op.was, Link) and op.was.mac != op.obj.mac
+def _unlearns(op: Op) -> bool:
+    if not isinstance(op.obj, Link) or not isinstance(op.was, Link):
+        return False
+    return op.was.mac != op.obj.mac or ARP_OFF in op.was.extra
 
 
 def _without(observed: State, lost: set[str], unlearned: set[str]) -> State:
-    """What remains when links are re-created (their dependants go too) or get a new MAC.
+    """What remains when links are re-created (their dependants go too), or get a new MAC or ARP back.
 
-    The kernel flushes a device's neighbours when its address changes, permanent ones included
-    (failures table 0.1; net/core/neighbour.c neigh_changeaddr).
+    The kernel flushes a device's neighbours when its address changes or ARP is switched, permanent ones
+    included (failures table 0.1; net/core/neighbour.c neigh_changeaddr).
     """
     if not lost and not unlearned:
         return observed
-    gone = [obj for obj in observed if isinstance(obj, Address | Fdb | Neighbour | Route) and obj.link in lost]
+    gone = [
+        obj for obj in observed if isinstance(obj, Offload | Address | Fdb | Neighbour | Route) and obj.link in lost
+    ]
     gone += [n for n in observed.neighbours.values() if n.link in unlearned]
     kept = State(
         dict(observed.links),
         {path: value for path, value in observed.sysctls.items() if not lost.intersection(path.split("/"))},
+        dict(observed.offloads),
         dict(observed.addresses),
         dict(observed.fdb),
         dict(observed.neighbours),

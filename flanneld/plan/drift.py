@@ -50,7 +50,7 @@ def judge(
             if entry is not None:
                 # an entry of another destination that goes makes room for ours: no damage
                 return entry if (obj != entry) is new else None
-            return "fdb" if new and obj.link in own.devices else None
+            return "fdb" if new and own.owns(obj) else None
         case Route():
             return _judge_route(obj, new=new, desired=desired, own=own, watch_routes=watch_routes)
 
@@ -148,6 +148,8 @@ def _changes(was: Link, now: Link) -> Iterator[str]:
         yield f"its alias was {was.alias!r}"
     if was.vxlan != now.vxlan:
         yield f"it was {_brief(was)}"
+    elif was.extra:
+        yield f"it had {was.extra}"
 
 
 def _brief(obj: KernelObject) -> str:

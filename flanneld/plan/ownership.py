@@ -5,8 +5,9 @@ object         ours when
 =============  ======================================================================================
 link           it has one of our names, or our network's ``ifalias`` (a device of a former VNI)
 sysctl         it is a setting of our device; never taken back
+offload        it is of our device, and the configuration or a fault says what it has to be; never taken back
 address        it is on our device, except IPv6 link-local ones, which the kernel makes
-fdb            it is a permanent entry of our device
+fdb            it is a permanent entry of our device; the others are learned, where that is configured
 neighbour      it is on our device: permanent ones are programmed, the others answer one miss
 route          it is on our device and not the kernel's own; or it carries our protocol number and
                leads into our network; or it has the shape of Go flanneld's direct routes: protocol boot,
@@ -21,7 +22,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from flanneld.model.addr import Prefix
-from flanneld.model.objects import PROTO_BOOT, PROTO_OURS, Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
+from flanneld.model.objects import (
+    PROTO_BOOT,
+    PROTO_OURS,
+    Address,
+    Fdb,
+    KernelObject,
+    Link,
+    Neighbour,
+    Offload,
+    Route,
+    Sysctl,
+)
 from flanneld.model.objects import RouteKind as Kind
 
 RTPROT_KERNEL = 2
@@ -49,11 +61,13 @@ class Ownership(NamedTuple):
                 return obj.name in self.devices or bool(self.alias and obj.alias == self.alias)
             case Address():
                 return obj.link in self.devices and not (len(obj.ip) == 16 and obj.ip.startswith(LINK_LOCAL6))
-            case Fdb() | Neighbour():
+            case Fdb():
+                return obj.link in self.devices and obj.permanent
+            case Neighbour():
                 return obj.link in self.devices
             case Route():
                 return self._owns_route(obj)
-            case Sysctl():
+            case Sysctl() | Offload():
                 return False
 
     def _owns_route(self, obj: Route) -> bool:
@@ -66,6 +80,7 @@ class Ownership(NamedTuple):
         return (
             obj.proto == PROTO_BOOT
             and obj.kind is Kind.UNICAST
+            and not obj.extra
             and obj.gateway is not None
             and obj.link == self.underlay
             and obj.dst.length in self.lease_lengths

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from flanneld.contracts import Failure
 from flanneld.errors import KernelError
 from flanneld.model.addr import IP
-from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
+from flanneld.model.objects import ARP_OFF, Address, Fdb, KernelObject, Link, Neighbour, Offload, Route, Sysctl
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb
 from flanneld.plan.ownership import Ownership
@@ -79,7 +79,7 @@ class FakeKernel:
             if not any(name in obj.path.split("/") for name in self.state.links):
                 raise KernelError(str(op), errno.ENOENT)
             return
-        name = obj.link if isinstance(obj, Address | Fdb | Neighbour | Route) else ""
+        name = obj.link if isinstance(obj, Address | Fdb | Neighbour | Route | Offload) else ""
         link = self.state.links.get(name)
         if name and link is None and name not in self.underlay:
             raise KernelError(str(op), errno.ENODEV)
@@ -90,7 +90,9 @@ class FakeKernel:
         old = self.state.links.get(link.name)
         if create == (old is not None):
             raise KernelError(f"put {link}", errno.EEXIST if create else errno.ENODEV)
-        if old is not None and old.mac != link.mac:
+        if old is None:
+            self.state.add(Offload(link.name, True))
+        if old is not None and (old.mac != link.mac or ARP_OFF in old.extra):
             self.forget_neighbours(link.name)
         self.state.add(link)
         if old is not None and old.up and not link.up:

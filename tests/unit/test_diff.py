@@ -68,6 +68,7 @@ found_links = st.builds(
     st.booleans(),
     st.sampled_from([ALIAS, "", "somebody's"]),
     st.sampled_from([VXLAN, VXLAN._replace(vni=7), VXLAN._replace(local=HOSTS[0]), VXLAN._replace(gbp=True), None]),
+    st.sampled_from(["", "master #9", "arp off, ttl 3"]),
 )
 former_device = LINK._replace(name="flannel.7", vxlan=VXLAN._replace(vni=7), up=True)
 found_entries: st.SearchStrategy[KernelObject] = st.one_of(

@@ -183,6 +183,29 @@ def test_a_changed_mac_and_alias_are_told_with_old_and_new() -> None:
     )
 
 
+def test_what_somebody_did_to_a_device_or_entry_that_stays_is_told_in_words() -> None:
+    outer = LINK._replace(extra="master #9, arp off, ttl 3")
+    [line, *_] = lines(DESIRED, State.of([*DESIRED, outer]))
+    assert line == "restored link flannel.1: it had master #9, arp off, ttl 3"
+    [line] = lines(DESIRED, State.of([*DESIRED, FDB._replace(permanent=False)]))
+    assert line == f"restored {FDB}: it was 02:00:00:00:00:02 dst 198.18.0.2 dev flannel.1 temporary"
+    bent = ROUTE._replace(extra="mtu 600")
+    [line] = lines(DESIRED, State.of([*(obj for obj in DESIRED if obj != ROUTE), bent]))
+    assert line == f"restored {ROUTE}: it was 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink mtu 600"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [LINK._replace(extra="master #9"), FDB._replace(permanent=False), ROUTE._replace(extra="nexthops 2")],
+)
+def test_a_property_that_ours_never_have_calls_for_a_look(changed: Link | Fdb | Route) -> None:
+    assert judged(changed, new=True) is not None
+
+
+def test_learned_entries_of_hosts_that_are_no_peers_are_left_alone() -> None:
+    assert judged(FDB._replace(mac=MAC9, permanent=False), new=True) is None
+
+
 def test_a_device_made_anew_is_one_line_whatever_hung_on_it() -> None:
     [line, direct, void] = lines(DESIRED, State())
     assert line == "restored link flannel.1: it was gone, with its 4 settings, addresses and entries"
