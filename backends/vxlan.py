@@ -37,6 +37,8 @@ TYPE = "vxlan"
 MAX_VNI = (1 << 24) - 1  # RFC 7348 section 5: 24 bits
 DEFAULT_PORT = 8472  # what the Linux driver uses when nobody says (drivers/net/vxlan, contract 6.7)
 DEFAULT_PAGE_AHEAD = 8192
+AUTO = "auto"
+TX_CHECKSUM = (AUTO, "on", "off")
 MAX_LINK_NAME = 15  # IFNAMSIZ - 1 (include/uapi/linux/if.h)
 DEVICE_NAME = {Family.V4: "flannel.{}", Family.V6: "flannel-v6.{}"}
 
@@ -59,6 +61,8 @@ class VxlanConf(NamedTuple):
     direct_routing: bool = False
     page_ahead: int = DEFAULT_PAGE_AHEAD
     """Peers programmed ahead of need."""
+    tx_checksum: str = AUTO
+    """Whether checksums inside the tunnel may be left to the card: one of ``TX_CHECKSUM``."""
 
 
 def parse_conf(conf: NetConf) -> tuple[VxlanConf, tuple[str, ...]]:
@@ -85,7 +89,10 @@ def parse_conf(conf: NetConf) -> tuple[VxlanConf, tuple[str, ...]]:
         learning=raw.boolean("Learning", False),
         direct_routing=raw.boolean("DirectRouting", False),
         page_ahead=raw.integer("PageAhead", DEFAULT_PAGE_AHEAD, 0, 1 << 24),
+        tx_checksum=raw.text("TxChecksum", AUTO).lower(),
     )
+    if settings.tx_checksum not in TX_CHECKSUM:
+        raise ConfigError(f'Backend.TxChecksum is "{settings.tx_checksum}": use one of {", ".join(TX_CHECKSUM)}')
     for family in conf.families():
         name = DEVICE_NAME[family].format(settings.vni)
         if len(name) > MAX_LINK_NAME:

@@ -17,7 +17,7 @@ from flanneld.model.addr import IP, MAC, Family, Prefix, family_of
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import Lease
 from flanneld.model.netconf import NetConf
-from flanneld.model.objects import METRIC_BLACKHOLE, PROTO_OURS, Neighbour, Route, RouteKind
+from flanneld.model.objects import METRIC_BLACKHOLE, PROTO_OURS, Neighbour, Offload, Route, RouteKind
 from flanneld.model.state import Desired, State
 from flanneld.plan.diff import Op
 from flanneld.plan.fold import Fold, Self
@@ -42,6 +42,7 @@ class VxlanNetwork:
         idle_limit_s: float = IDLE_S,
     ) -> None:
         self.desired = Desired()
+        self.settings = settings
         self._around, self._macs = around, macs
         self._idle_limit_s = idle_limit_s
         self._pages: dict[Family, Pages] = {}
@@ -49,6 +50,8 @@ class VxlanNetwork:
         self._folds = {family: Fold(family) for family in conf.families()}
         self._bad_peers: dict[Family, dict[Prefix, str]] = {family: {} for family in conf.families()}
         self._isolated = False
+        self._offload: bool | None = None
+        """Whether our devices may leave checksums to the card; None = nobody has said, so they stay as found."""
         self.reconfigure(conf, settings, around.ext)
 
     def configure(self, ext: ExtIface) -> None:
@@ -61,11 +64,14 @@ class VxlanNetwork:
 
     def reconfigure(self, conf: NetConf, settings: vxlan.VxlanConf, ext: ExtIface) -> None:
         """Take another configuration too; only what can change on a live device may differ."""
-        around = self._around
+        around, before = self._around, self.settings
         halves = vxlan.overlays(conf, settings, ext, around.subnets, self._macs, around.alias)
         self.conf, self.settings, self.ext = conf, settings, ext
+        self._choose_offload(before)
         self.is_settled = False
         base = State.of(obj for half in halves for obj in half.base_objects())
+        if self._offload is not None:
+            base.offloads = {half.device: Offload(half.device, self._offload) for half in halves}
         if around.blackhole:
             for half in halves:
                 base.add(Route(half.subnet, "", kind=RouteKind.BLACKHOLE, proto=PROTO_OURS, metric=METRIC_BLACKHOLE))
@@ -73,6 +79,7 @@ class VxlanNetwork:
             base = State.of(closed(base, (half.network for half in halves)))
         desired = self.desired
         desired.links, desired.sysctls, desired.addresses = base.links, base.sysctls, base.addresses
+        desired.offloads = base.offloads
         for route in self._base_routes.keys() - base.routes.keys():
             desired.discard(route)
         self._base_routes = base.routes
@@ -87,6 +94,29 @@ class VxlanNetwork:
             lease_lengths=frozenset(half.subnet.length for half in halves),
             underlay=ext.name,
         )
+
+    def _choose_offload(self, before: vxlan.VxlanConf) -> None:
+        """Take what the configuration says; where it leaves the choice to us, what was found out stays."""
+        chosen = self.settings.tx_checksum
+        if chosen != vxlan.AUTO:
+            self._offload = chosen == "on"
+        elif before.tx_checksum != vxlan.AUTO:
+            self._offload = True  # as a device is made; the next fault is noticed again
+
+    @property
+    def tunnel_port(self) -> int:
+        """See ``contracts.Tunnel``."""
+        return self.settings.port
+
+    @property
+    def may_distrust_card(self) -> bool:
+        """See ``contracts.Tunnel``."""
+        return self.settings.tx_checksum == vxlan.AUTO and self._offload is not False
+
+    def distrust_card(self) -> None:
+        """See ``contracts.Tunnel``."""
+        self._offload = False
+        self.reconfigure(self.conf, self.settings, self.ext)
 
     def isolate(self, on: bool) -> None:
         """See ``contracts.DataPath``."""

@@ -15,7 +15,7 @@ STAMP=$VENV/.bootstrapped
 LOG=${TMPDIR:-/tmp}/flanneld-bootstrap.$$.log
 trap 'rm -f "$LOG"' EXIT
 
-BASE_PROGRAMS="ip:iproute2 nft:nftables iptables:iptables ping:iputils-ping ps:procps
+BASE_PROGRAMS="ip:iproute2 nft:nftables iptables:iptables ping:iputils-ping ps:procps ethtool:ethtool
     /usr/lib/cni/bridge:containernetworking-plugins"
 # runc, not crun: Debian 12's crun refuses hybrid cgroups
 DEPLOY_PROGRAMS="systemd-nspawn:systemd-container mmdebstrap:mmdebstrap buildah:buildah podman:podman runc:runc

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from flanneld.errors import KernelError
 from flanneld.model.addr import IP, MAC, Family, Prefix
@@ -264,6 +264,26 @@ class DataPath(Protocol):
 
         Containers of this host keep their addresses, each other and the outside.
         """
+        ...
+
+
+@runtime_checkable
+class Tunnel(Protocol):
+    """What a data path has beside ``DataPath`` when the kernel wraps its packets in UDP and a network card may be
+    left the checksums inside (failures F03)."""
+
+    @property
+    def tunnel_port(self) -> int:
+        """UDP port that peers send to."""
+        ...
+
+    @property
+    def may_distrust_card(self) -> bool:
+        """Whether checksums are still left to the card, and the operator leaves it to us to change that."""
+        ...
+
+    def distrust_card(self) -> None:
+        """From now on have checksums filled in before packets enter the tunnel; a full cycle has to follow."""
         ...
 
 

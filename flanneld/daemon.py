@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from flanneld import __version__
-from flanneld.contracts import Store, TrafficManager, TrafficRules
+from flanneld.contracts import Store, TrafficManager, TrafficRules, Tunnel
+from flanneld.duties.checksums import ChecksumWatch, look_at_offloads
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.overlap import OverlapWatch
@@ -34,7 +35,7 @@ from flanneld.kernel.memory import give_back
 from flanneld.kernel.privileges import keep_at_work
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model import cni_conf
-from flanneld.model.addr import Family
+from flanneld.model.addr import IP, Family
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import LeaseTable
 from flanneld.model.netconf import NetConf
@@ -144,6 +145,8 @@ class Daemon:
         yield self._underlay.run(self._wake)
         yield self._settings.run()
         yield self._host_settings.run()
+        if isinstance(self._path, Tunnel):
+            yield ChecksumWatch(self._path, self._sources, self._wake, self._problems.remark("checksums")).run()
         yield self._publish_changes()
         yield self._announce()
         yield pager.run()
@@ -157,7 +160,13 @@ class Daemon:
         MissListener(pager.answer, lambda: self._wake("misses overrun")).start()
         HintListener(
             HintFilter(
-                self._path, self._reconciler.damaged, self._wake, self._underlay.wake, self._reconciler.blame, who
+                self._path,
+                self._reconciler.damaged,
+                self._wake,
+                self._underlay.wake,
+                self._reconciler.blame,
+                who,
+                partial(look_at_offloads, self._path, self._wake),
             ),
             lambda: self._wake("hints overrun"),
             frozenset({self._kernel.port_id, fast.port_id}),
@@ -267,7 +276,7 @@ class Daemon:
             "problems": problems,
             "remarks": self._problems.remarks(),
             "backend": standing.conf.backend_type,
-            "data_path": runner.status() if runner else "kernel tables",
+            "data_path": (runner.status() if runner else "kernel tables") + self._in_software(),
             "subnets": [str(subnet) for subnet in standing.subnets.values()],
             "public": own.lease.attrs.where() if own else None,
             "lease_ends_in_s": own.expires - boottime() if own and own.expires is not None else None,
@@ -276,6 +285,15 @@ class Daemon:
             "leases": len(self._table),
             "repairs": dict(self._audit.counts),
         }
+
+    def _in_software(self) -> str:
+        offloads = self._path.desired.offloads.values()
+        return ", checksums in software" if any(not offload.on for offload in offloads) else ""
+
+    def _sources(self) -> list[IP]:
+        """Addresses that tunnel packets are sent from."""
+        ext, conf = self._standing.ext, self._standing.conf
+        return [ip for family in conf.families() if (ip := ext.local(family)) is not None]
 
     def _state(self) -> str:
         if self._guard.in_quarantine:

@@ -17,7 +17,7 @@ from flanneld.contracts import DataPath, Failure, Kernel
 from flanneld.errors import KernelError
 from flanneld.flood import Flood
 from flanneld.model.lease import Lease, LeaseTable
-from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl, subject
+from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Offload, Route, Sysctl, subject
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
 from flanneld.plan.drift import Entry, Repair, device_of, repairs
@@ -291,7 +291,7 @@ class Reconciler:
         """Keep what is right now, to tell damage from change later."""
         failed = {f.op.obj for f in failures}
         desired = self._path.desired
-        self._settled = {*desired.links.values(), *desired.addresses.values()}
+        self._settled = {*desired.links.values(), *desired.offloads.values(), *desired.addresses.values()}
         self._settled.update(Sysctl(path, value) for path, value in desired.sysctls.items())
         self._settled -= failed
         self._fresh = failed
@@ -303,7 +303,7 @@ class Reconciler:
             return op.obj not in self._fresh
         if op.verb is Verb.CREATE:
             return any(isinstance(obj, Link) and obj.name == subject(op.obj)[1] for obj in self._settled)
-        if isinstance(op.obj, Link | Address | Sysctl):
+        if isinstance(op.obj, Link | Address | Sysctl | Offload):
             return op.obj in self._settled
         return self._was_right and op.obj not in self._fresh
 

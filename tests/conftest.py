@@ -114,6 +114,7 @@ PROBES: dict[str, Callable[[], str]] = {
         "nft 'table ip t { chain c { type nat hook postrouting priority 100; oifname x masquerade fully-random; }; }'"
     ),
     "iptables": lambda: _refused("iptables -w -t nat -A POSTROUTING -m comment --comment probe -j MASQUERADE"),
+    "ethtool": lambda: _refused("command -v ethtool"),
     "etcd": _no_etcd,
     "cni": _no_cni,
     "udp_kernel": _no_udp_kernel,

@@ -25,9 +25,10 @@ class HintFilter:
         underlay: Wake,
         blame: Callable[[KernelObject, str], None] = lambda _obj, _who: None,
         who: Callable[[int], str] = lambda _port: "",
+        offloads: Callable[[], None] = lambda: None,
     ) -> None:
         self._path, self._damaged, self._wake, self._underlay = path, damaged, wake, underlay
-        self._blame, self._who = blame, who
+        self._blame, self._who, self._offloads = blame, who, offloads
 
     def __call__(self, hint: Hint) -> None:
         """Judge one notification."""
@@ -40,6 +41,8 @@ class HintFilter:
         )
         if isinstance(found, str):
             (self._underlay if found.startswith("underlay") else self._wake)(found)
+        elif found is None and isinstance(hint.obj, Link) and hint.obj.name in self._path.own.devices:
+            self._offloads()  # what changed is not in the announcement
         elif found is not None:
             self._damaged(found, _instead(hint))
         if found is not None and hint.port and (who := self._who(hint.port)):

@@ -17,11 +17,11 @@ from typing import assert_never
 
 from flanneld.contracts import Failure
 from flanneld.errors import KernelError
-from flanneld.kernel import link_codec, neigh_codec, nexthops, procfs, route_codec
+from flanneld.kernel import ethtool, link_codec, neigh_codec, nexthops, procfs, route_codec
 from flanneld.kernel.nexthops import Hop, Nexthops
 from flanneld.kernel.nlsocket import BATCH_MESSAGES, DUMP_RETRIES, Socket
 from flanneld.model.addr import IP, MAC, Family
-from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Route, RouteKind, Sysctl
+from flanneld.model.objects import PROTO_OURS, Address, Fdb, Link, Neighbour, Offload, Route, RouteKind, Sysctl
 from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb
 from flanneld.plan.ownership import Ownership
@@ -81,6 +81,7 @@ class Rtnl:
             try:
                 state = await self._read(own)
                 _read_sysctls(settings, state)
+                _read_offloads(state)
                 state.sysctls.update(self._given_up)
                 return state
             except KernelError as exc:
@@ -235,6 +236,9 @@ class Rtnl:
                 if isinstance(op.obj, Sysctl):
                     failures += self._flush(waiting)
                     self._set(op.obj)
+                elif isinstance(op.obj, Offload):
+                    failures += self._flush(waiting)
+                    ethtool.set_tx_checksums(op.obj.link, op.obj.on)
                 elif op.verb is Verb.CREATE:
                     failures += self._flush(waiting)  # what follows needs the new device's index
                     self._create(op)
@@ -346,7 +350,7 @@ class Rtnl:
                 return [link_codec.address(obj, self.index(obj.link), delete=delete)]
             case Link():
                 return self._encode_link(op, obj)
-            case Sysctl():
+            case Sysctl() | Offload():
                 raise TypeError("settings do not go through netlink")
             case _:
                 assert_never(obj)
@@ -388,3 +392,9 @@ def _read_sysctls(paths: Iterable[str], state: State) -> None:
         value = procfs.look(procfs.PROC_SYS / path)
         if value is not None:  # else no such device yet: absent from the state
             state.add(Sysctl(path, value))
+
+
+def _read_offloads(state: State) -> None:
+    for link in state.links.values():
+        if link.vxlan:
+            state.add(Offload(link.name, ethtool.tx_checksums(link.name)))

@@ -3,12 +3,11 @@
 Transmit offloads are off, so whatever goes in at one end comes out at the other as single packets with their
 checksums filled in: the kernel does what it would do for a simple network card. Nothing else ever uses the pair.
 
-Sources: include/uapi/linux/{veth,if_link,ethtool,sockios}.h.
+Sources: include/uapi/linux/{veth,if_link,sockios}.h.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import socket
@@ -16,10 +15,10 @@ import struct
 
 from flanneld.errors import KernelError
 from flanneld.kernel import link_codec, nlmsg
+from flanneld.kernel.ethtool import finish_in_software
 from flanneld.kernel.nlsocket import Socket
 
-SIOCETHTOOL, SIOCGIFHWADDR = 0x8946, 0x8927
-ETHTOOL_STXCSUM, ETHTOOL_STSO = 0x17, 0x1F
+SIOCGIFHWADDR = 0x8927
 IFLA_AF_SPEC, IFLA_GSO_MAX_SEGS = 26, 40
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 VETH_INFO_PEER = 1
@@ -53,7 +52,7 @@ def ensure_pair(sock: Socket, left: str, right: str, mtu: int = MTU) -> tuple[in
         _create(sock, left, right, mtu)
         indexes = socket.if_nametoindex(left), socket.if_nametoindex(right)
     for name, ifindex in zip((left, right), indexes, strict=True):
-        _finish_in_software(name)
+        finish_in_software(name)
         _settle(sock, name, ifindex)
     return indexes
 
@@ -124,14 +123,3 @@ def _settle(sock: Socket, name: str, ifindex: int) -> None:
     )
     if code:
         raise KernelError(f"bring up device {name}", code, text)
-
-
-def _finish_in_software(name: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        for command in (ETHTOOL_STXCSUM, ETHTOOL_STSO):
-            value = ctypes.create_string_buffer(struct.pack("=II", command, 0), 8)
-            request = struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value))
-            try:
-                fcntl.ioctl(sock, SIOCETHTOOL, request)
-            except OSError as exc:
-                raise KernelError(f"turn off transmit offloads of {name}", exc.errno or 0) from exc

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from flanneld.model.addr import IP, MAC
-from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl
+from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Offload, Route, Sysctl
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class State:
 
     links: dict[str, Link] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
+    offloads: dict[str, Offload] = field(default_factory=dict)
     addresses: dict[Address, Address] = field(default_factory=dict)
     """By whole value too: one address may be there with several prefix lengths."""
     fdb: dict[tuple[str, MAC], Fdb] = field(default_factory=dict)
@@ -55,6 +56,8 @@ class State:
                 self.links[obj.name] = obj
             case Sysctl():
                 self.sysctls[obj.path] = obj.value
+            case Offload():
+                self.offloads[obj.link] = obj
             case _:
                 assert_never(obj)
 
@@ -73,6 +76,8 @@ class State:
                 self.links.pop(obj.name, None)
             case Sysctl():
                 self.sysctls.pop(obj.path, None)
+            case Offload():
+                self.offloads.pop(obj.link, None)
             case _:
                 assert_never(obj)
 
@@ -90,12 +95,15 @@ class State:
                 return self.links.get(obj.name) == obj
             case Sysctl():
                 return self.sysctls.get(obj.path) == obj.value
+            case Offload():
+                return self.offloads.get(obj.link) == obj
             case _:
                 assert_never(obj)
 
     def __iter__(self) -> Iterator[KernelObject]:
         yield from self.links.values()
         yield from (Sysctl(path, value) for path, value in self.sysctls.items())
+        yield from self.offloads.values()
         yield from self.addresses.values()
         yield from self.fdb.values()
         yield from self.neighbours.values()
@@ -105,6 +113,7 @@ class State:
         return (
             len(self.links)
             + len(self.sysctls)
+            + len(self.offloads)
             + len(self.addresses)
             + len(self.fdb)
             + len(self.neighbours)
