@@ -42,7 +42,7 @@ ETCD_FLAGS = (
 _KUBE_FLAGS = (
     Flag("kube-subnet-mgr", boolean, "keep leases in Kubernetes instead of etcd", ""),
     Flag("kube-api-url", str, "Kubernetes API server; default: what the kubeconfig or the pod says", "URL"),
-    Flag("kube-annotation-prefix", str, "prefix of our annotations on nodes"),
+    Flag("kube-annotation-prefix", utf8, "prefix of our annotations on nodes"),
     Flag("kubeconfig-file", str, "how to reach Kubernetes from outside of a pod", "FILE"),
     Flag("net-config-path", str, "network configuration file, with --kube-subnet-mgr", "FILE"),
     Flag("set-node-network-unavailable", boolean, "tell Kubernetes that our node's network is available", ""),

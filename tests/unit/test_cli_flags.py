@@ -64,6 +64,7 @@ REFUSED = [
     ("etcd-endpoints", "", "it must not be empty"),
     ("etcd-prefix", "/\udcff", "it must be UTF-8"),
     ("etcd-username", "\udcff", "it must be UTF-8"),
+    ("kube-annotation-prefix", "\udcff", "it must be UTF-8"),
     ("etcd-password", "\udcff", "has a value that cannot be used: it must be UTF-8"),
     ("iface", "", "it must not be empty"),
     ("iface-regex", "eth(", "use a regular expression (missing ), unterminated subpattern at position 3)"),
