@@ -9,9 +9,11 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import backends
 from flanneld.contracts import Store
 from flanneld.daemon import Daemon
 from flanneld.errors import ConfigError, LeaseMoved
@@ -112,7 +114,8 @@ async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> 
         at_exit.callback(state.close)
         at_exit.enter_context(hold_host(options.network_id, file.path))
         cache = LeaseCache(state.file(".cache"), options.network_id, state.identity())
-        store = Remembering(open_store(options, os.environ), cache)
+        accepts = partial(backends.create, links={}, identity=state.identity())
+        store = Remembering(open_store(options, os.environ), cache, accepts=accepts)
         at_exit.push_async_callback(_close_in_time, store)
         tasks = await at_exit.enter_async_context(asyncio.TaskGroup())
         if options.healthz_port > 0:

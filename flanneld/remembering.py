@@ -22,9 +22,11 @@ from flanneld.model import remembered
 from flanneld.model.addr import IP, Family
 from flanneld.model.lease import Changed, Claim, Lease, LeaseAttrs, LeaseTable, OwnLease
 from flanneld.model.netconf import NetConf
+from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.remembered import Header, Remembered
 from flanneld.plan.claim import moved
 from flanneld.report.lease_cache import LeaseCache
+from flanneld.retry import backoff
 
 log = logging.getLogger("flanneld.store")
 
@@ -46,6 +48,7 @@ class Remembering:
     Args:
         store: the real one; closed with this.
         cache: where the memory lies.
+        accepts: raises ``ConfigError`` for a configuration that no daemon starts with.
         patience_s: see ``PATIENCE_S``.
         clock: seconds since the epoch.
         uptime: seconds since boot with sleep included, as in ``OwnLease.expires``.
@@ -56,12 +59,13 @@ class Remembering:
         store: Store,
         cache: LeaseCache,
         *,
+        accepts: Callable[[NetConf], object] = lambda _: None,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.time,
         uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
         self.allocates = store.allocates
-        self._store, self._cache = store, cache
+        self._store, self._cache, self._accepts = store, cache, accepts
         self._clock, self._uptime = clock, uptime
         self._began, self._patience_s = time.monotonic(), patience_s
         self._memory: Remembered | None = cache.recall()
@@ -69,6 +73,7 @@ class Remembering:
         self._operator: tuple[IP | None, IP | None] = (None, None)
         self._conf: NetConf | None = None
         """The configuration that our claim belongs to."""
+        self._tell_config: Callable[[bytes], None] | None = None
         self._unclaimed: tuple[OwnLease, LeaseAttrs] | None = None
         """A lease that is only remembered, and what it should say: to be claimed when the store answers."""
         self._lost = False
@@ -226,6 +231,7 @@ class Remembering:
         try:
             if self._unclaimed:
                 self._trouble("lease", "our own lease is remembered, not confirmed")
+                await self._compare_config()
                 await self._claim()
                 noted("own lease claimed")
             await self._store.keep(noted)
@@ -235,6 +241,37 @@ class Remembering:
             if told != self._lost:
                 await self._save_own()
             raise
+
+    async def _compare_config(self) -> None:
+        """See whether the network still is what we remember, before anything is claimed in it.
+
+        Raises:
+            LeaseMoved: it is another one by now, and our subnet or backend has no place in it.
+        """
+        delays = backoff()
+        while True:
+            try:
+                raw = await self._store.read_config()
+                break
+            except Unavailable:
+                await asyncio.sleep(next(delays))
+            except ConfigError:
+                return  # none, or unreadable: it is an operator's to write again
+        if self._unclaimed is None or self._conf is None:
+            return
+        if self._tell_config and raw != self._config:  # the store believes that we know it
+            self._tell_config(raw)
+        try:
+            conf = parse_netconf(raw, allocates=self.allocates)
+            self._accepts(conf)
+        except ConfigError:
+            return  # told by whoever follows it; what is remembered works
+        lease = self._unclaimed[0].lease
+        if conf.backend_type != self._conf.backend_type or not _fits(lease, conf, exact=self.allocates):
+            raise LeaseMoved(
+                "the network configuration became another one while this host could not read it, "
+                f"our subnet {lease.name()} or backend {self._conf.backend_type} has no place in it"
+            )
 
     async def _claim(self) -> None:
         """Make the remembered lease a real one.
@@ -276,6 +313,7 @@ class Remembering:
             self._news.set()
             changed(raw)
 
+        self._tell_config = noted
         await self._store.follow_config(noted)
 
     async def follow(self, table: LeaseTable, changed: Changed) -> None:
