@@ -36,8 +36,8 @@ class OverlapWatch:
         self._told = set(standing.told_overlaps)
         self._now: list[str] = []
 
-    def look(self, net: HostNet) -> None:
-        """Judge a snapshot that has the routes into the cluster network."""
+    def look(self, net: HostNet) -> bool:
+        """Judge a snapshot that has the routes into the cluster network; returns whether something overlaps."""
         before, self._now = self._now, list(map(str, self._overlaps(self._standing.conf, net)))
         for sentence in self._now:
             if sentence not in self._told:
@@ -47,6 +47,7 @@ class OverlapWatch:
             self._told -= gone
         self._told.update(self._now)
         self._remark("; ".join(self._now) or None)
+        return bool(self._now)
 
     def refuse(self, conf: NetConf, net: HostNet) -> None:
         """Judge a changed configuration.

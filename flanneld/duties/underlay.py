@@ -16,9 +16,15 @@ from flanneld.wake import Wake
 
 log = logging.getLogger("flanneld")
 
+LOOK_AGAIN_S = 5.0
+"""While something is told that may end without a notification: routes of a device that goes down go silently."""
+
 
 class UnderlayWatch:
-    """Follows the external interface's address and MTU (contract 5.12 is what we do better)."""
+    """Follows the external interface's address and MTU (contract 5.12 is what we do better).
+
+    ``seen`` is shown each snapshot; it answers whether to look again soon without being told.
+    """
 
     def __init__(
         self,
@@ -27,10 +33,10 @@ class UnderlayWatch:
         path: DataPath,
         changed: Callable[[ExtIface], None],
         problem: Problem,
-        seen: Callable[[HostNet], None] = lambda _: None,
+        seen: Callable[[HostNet], bool] = lambda _: False,
     ) -> None:
         self._read, self._standing, self._path = read, standing, path
-        self._seen = seen
+        self._seen, self._again = seen, False
         self._changed = changed
         self._problem = problem
         self.wake = Wake()
@@ -38,7 +44,7 @@ class UnderlayWatch:
     async def run(self, then: Wake) -> None:
         """Look whenever something about the underlay changed, then hand the reason on."""
         while True:
-            reasons = await self.wake.wait()
+            reasons = await self.wake.wait(LOOK_AGAIN_S if self._again else None)
             self.look()
             for name in reasons.names:
                 then(name)
@@ -49,7 +55,7 @@ class UnderlayWatch:
         before = standing.ext
         try:
             net = self._read()
-            self._seen(net)
+            self._again = self._seen(net)
             ext = follow(before, net, standing.wish, standing.conf.families())
         except (KernelError, ConfigError) as exc:
             self._problem(f"external interface {before.name}: {exc}")

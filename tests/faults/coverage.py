@@ -159,7 +159,15 @@ PROOFS = {
             "unit/test_vxlan_backend.py::test_a_device_of_another_network_is_refused_with_the_remedy",
         ),
     ),
-    "F22": Proof("pod network overlaps the host's networks", note="Not looked for before the start yet."),
+    "F22": Proof(
+        "pod network overlaps the host's networks",
+        (
+            "netns/test_overlap.py::test_an_underlay_in_the_network_is_refused_before_anything_is_touched",
+            "netns/test_overlap.py::test_a_store_that_our_routes_would_take_away_is_named",
+            "netns/test_overlap.py::test_another_network_that_comes_later_is_told_while_it_lasts_and_ends_nothing",
+            "unit/test_overlap.py::test_a_host_that_served_the_network_before_is_told_and_not_turned_away",
+        ),
+    ),
     "F23": Proof(
         "lease timer and clocks",
         (
