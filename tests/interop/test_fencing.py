@@ -223,10 +223,11 @@ async def machines(etcd: Cluster, root: str, tmp_path: Path) -> AsyncIterator[li
         yield made
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS, ids=[f"seed {number}" for number in range(len(SEEDS))])
 async def test_whatever_happens_nobody_writes_over_anothers_lease_and_all_come_to_rest(
     client: EtcdClient, root: str, machines: list[Machine], seed: int
 ) -> None:
+    print(f"FENCING_SEED={seed}")  # not in the test's name, which has to be the same in each process and each run
     chance = random.Random(seed)
     await client.put(f"{root}/config".encode(), CONFIG)
     scribe, outside = Scribe(client, root), Outside(client, root, machines, chance)

@@ -12,28 +12,30 @@ import pytest
 
 Tell: TypeAlias = Callable[[str], None]
 
-_TOLD = pytest.StashKey[dict[str, list[str]]]()
+_TOLD = "told"
 
 
 @pytest.fixture
 def tell(request: pytest.FixtureRequest) -> Tell:
     """Say one thing that this test did or measured."""
-    told = request.config.stash.setdefault(_TOLD, {})
-    lines = told.setdefault(request.node.nodeid, [])
-    return lines.append
+    # with its report, which comes from whatever process the test runs in
+    return lambda line: request.node.user_properties.append((_TOLD, line))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    told = {name: lines for name, lines in config.stash.get(_TOLD, {}).items() if lines}
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    told = [(report, lines) for report in _calls(terminalreporter) if (lines := _lines(report))]
     if not told:
         return
-    outcome = {report.nodeid: report.outcome for report in _calls(terminalreporter)}
     terminalreporter.section("what was done")
-    for name, lines in told.items():
-        markup = {"passed": {"green": True}, "failed": {"red": True}}.get(outcome.get(name, ""), {})
-        terminalreporter.write_line(name, **markup)
+    for report, lines in told:
+        markup = {"passed": {"green": True}, "failed": {"red": True}}.get(report.outcome, {})
+        terminalreporter.write_line(report.nodeid, **markup)
         for line in lines:
             terminalreporter.write_line(f"    {line}")
+
+
+def _lines(report: pytest.TestReport) -> list[str]:
+    return [str(line) for kind, line in report.user_properties if kind == _TOLD]
 
 
 def _calls(terminalreporter: pytest.TerminalReporter) -> list[pytest.TestReport]:

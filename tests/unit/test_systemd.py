@@ -54,7 +54,7 @@ def test_each_state_is_heard(systemd: Systemd) -> None:
     assert systemd.heard() == "STOPPING=1"
 
 
-@pytest.mark.parametrize("pid", ["", str(os.getpid())])
+@pytest.mark.parametrize("pid", ["", str(os.getpid())], ids=["anybody", "this process"])
 async def test_watchdog_is_fed_twice_in_its_time(systemd: Systemd, pid: str) -> None:
     notifier = systemd.notifier(WATCHDOG_USEC="20000", WATCHDOG_PID=pid)
     assert notifier.watchdog_s == 0.01
