@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +18,7 @@ from flanneld.lab.node import Host
 from flanneld.lab.spec import CONFIG_KEY, SUBNETS_KEY
 from tests.netns.test_cold_start import power_cut, remembers_all, subnet_of
 from tests.netns.test_end_to_end import assert_all_pods_connected, until
+from tests.netns.test_fencing_lab import THIEF, key_of, status
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 
@@ -109,3 +115,105 @@ def test_leases_that_all_hosts_lost_are_back_though_the_configuration_is_missing
         lab.etcd.put(CONFIG_KEY, config)
         assert [subnet_of(host) for host in lab.hosts] == subnets
         assert_all_pods_connected(lab)
+
+
+def test_a_node_made_anew_with_another_pod_cidr_while_its_host_was_down_gives_that_subnet(make_lab: MakeLab) -> None:
+    """The Kubernetes store has no quarantine: the control plane gives subnets, and never one to two nodes."""
+    lab = make_lab(2, store="kube")
+    lab.up()
+    host, peer = lab.hosts
+    until(lambda: remembers_all(lab), "every host remembers both leases")
+    power_cut(host)
+    lab.kube.delete_node(1)
+    lab.kube.add_node(1, ["10.244.77.0/24"])
+    lab.kube.stop()
+    host.daemon.start()
+    host.daemon.wait_ready()
+    assert subnet_of(host) == "10.244.1.0/24", "nobody could tell it otherwise yet"
+    lab.kube.start()
+    until(lambda: subnet_of(host) == "10.244.77.0/24", "the node's subnet in subnet.env")
+    host.ip("link", "del", "cni0")
+    host.attach_pod()
+    host.daemon.wait_ready()
+    assert "restart the containers of this host" in host.daemon.log()
+    until(lambda: "10.244.77.0/24" in peer.ip("route"), "the peer routes to it")
+    assert_all_pods_connected(lab)
+
+
+class Process:
+    """What a process has of the system."""
+
+    def __init__(self, pid: int) -> None:
+        proc = Path(f"/proc/{pid}")
+        self.files = sorted(os.readlink(link).partition("[")[0] for link in (proc / "fd").iterdir())
+        self.threads = len(list((proc / "task").iterdir()))
+        self.environment = sorted((proc / "environ").read_bytes().split(b"\0"))
+        self.words = (proc / "cmdline").read_bytes()
+        self.children = (proc / "task" / str(pid) / "children").read_text()
+
+
+def test_a_host_that_has_to_move_again_and_again_leaves_nothing_behind(make_lab: MakeLab) -> None:
+    """It begins anew in its own process each time."""
+    with make_lab(1) as lab:
+        host = lab.host(1)
+        pid = host.daemon.pid
+        assert pid
+        seen: list[Process] = []
+        for _ in range(4):
+            former, key = subnet_of(host), key_of(lab, host)
+            value = lab.etcd.items(SUBNETS_KEY)[key]
+            host.daemon.signal(signal.SIGSTOP)
+            lab.etcd.delete(key)
+            lab.etcd.put(key, json.dumps({**json.loads(value), **THIEF}))
+            host.daemon.signal(signal.SIGCONT)
+            until(lambda before=former: subnet_of(host) not in ("", before), "another subnet")  # type: ignore[misc]
+            until(lambda: status(host).get("state") in ("ready", "degraded"), "it works")
+            seen.append(Process(pid))
+        first, last = seen[0], seen[-1]
+        assert last.files == first.files
+        assert last.threads <= first.threads + 1, "pools grow as needed"
+        assert (last.environment, last.words, last.children) == (first.environment, first.words, first.children)
+        links = [link["ifname"] for link in json.loads(host.run("ip", "-j", "link", "show").stdout)]
+        assert [name for name in links if name.startswith("flannel")] == ["flannel.1"]
+        assert len([key for key, value in lab.etcd.items(SUBNETS_KEY).items() if THIEF["FlanneldID"] not in value]) == 1
+
+
+@pytest.mark.parametrize("how", ["read-only", "full"])
+def test_a_state_directory_on_a_disk_that_takes_nothing_is_told_and_the_host_works(make_lab: MakeLab, how: str) -> None:
+    """A memory from before still counts on a read-only disk: reading is all that a start without the store needs."""
+    lab = make_lab(1)
+    lab.up()
+    host = lab.host(1)
+    until(lambda: remembers_all(lab), "it remembers its lease")
+    subnet, disk = subnet_of(host), host.daemon.state_dir
+    power_cut(host)
+    shutil.copytree(disk, lab.directory / "kept")
+    mount(disk, "size=64k")
+    try:
+        shutil.copytree(lab.directory / "kept", disk, dirs_exist_ok=True)
+        if how == "full":
+            fill(disk / "ballast")
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        start_from_memory(lab, host)
+        assert subnet_of(host) == subnet
+        lab.etcd.start()
+        until(lambda: "cannot be remembered" in host.daemon.log(), "it is told")
+        assert host.daemon.is_ready()
+        assert host.daemon.log().count("cannot be remembered") == 1
+    finally:
+        host.daemon.kill()
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def mount(at: Path, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "fd-disk", str(at)], check=True)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError:
+            return
