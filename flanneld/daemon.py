@@ -20,6 +20,7 @@ from typing import Any
 from flanneld import __version__
 from flanneld.contracts import Store, TrafficManager, TrafficRules, Tunnel
 from flanneld.duties.checksums import ChecksumWatch, look_at_offloads
+from flanneld.duties.detours import DetourWatch
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.overlap import OverlapWatch
@@ -30,11 +31,12 @@ from flanneld.duties.settings import SettingsWatch
 from flanneld.duties.underlay import UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel.culprit import who
-from flanneld.kernel.listen import HintListener, MissListener
+from flanneld.kernel.listen import HintListener, MissListener, RuleListener
 from flanneld.kernel.memory import give_back
 from flanneld.kernel.privileges import keep_at_work
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model import cni_conf
+from flanneld.kernel.ways import Ways
 from flanneld.model.addr import IP, Family
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import LeaseTable
@@ -127,6 +129,8 @@ class Daemon:
         )
         store.tell_trouble(remark("store"))
 
+        self._detours = DetourWatch(self._path, Ways().past, remark("detours"))
+        self._conf_remark = remark("configuration")
     def duties(self) -> Iterator[Duty]:
         """Everything that has to run from now on; call from the event loop."""
         pager = self._listen()
@@ -154,6 +158,7 @@ class Daemon:
 
     def _listen(self) -> Pager:
         """Begin to hear the kernel."""
+        yield self._detours.run()
         fast = self._kernel.sibling()  # misses are answered between two pieces of a long write, on its own socket
         catch_up: Callable[[], Coroutine[Any, Any, bool]] = lambda: self._store.catch_up(self._table)  # noqa: E731
         pager = Pager(fast, self._path, self._table, self._wake, catch_up, self._reconciler.take_leases)
@@ -174,6 +179,7 @@ class Daemon:
         return pager
 
     def close(self) -> None:
+        RuleListener(lambda: self._detours.wake("rules")).start()
         """The process ends; whatever can go on without it does."""
         if self._path.runner is not None:
             self._path.runner.close()

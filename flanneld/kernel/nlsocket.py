@@ -120,14 +120,18 @@ class Socket:
 
     def ask(self, requests: Sequence[bytes]) -> list[memoryview | None]:
         """Send get requests and return each one's answer, None where the kernel had an error."""
+        return [None if isinstance(answer, int) else answer for answer in self.answers(requests)]
+
+    def answers(self, requests: Sequence[bytes]) -> list[memoryview | int]:
+        """Send get requests and return each one's answer, or the errno that the kernel had instead."""
         first = self._seq + 1
         self._send(requests, 0)
-        answers: dict[int, memoryview | None] = {}
+        answers: dict[int, memoryview | int] = {}
         while len(answers) < len(requests):
-            for kind, _flags, seq, _pid, body in nlmsg.messages(self._receive()):
+            for kind, flags, seq, _pid, body in nlmsg.messages(self._receive()):
                 if first <= seq < first + len(requests):  # else left over from a request that was given up
-                    answers[seq] = None if kind == nlmsg.NLMSG_ERROR else body
-        return [answers.get(first + i) for i in range(len(requests))]
+                    answers[seq] = nlmsg.parse_error(body, flags)[0] if kind == nlmsg.NLMSG_ERROR else body
+        return [answers[first + i] for i in range(len(requests))]
 
     def _send(self, requests: Sequence[bytes], flags_of_last: int) -> None:
         parts: list[bytes] = []

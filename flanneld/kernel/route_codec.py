@@ -30,7 +30,7 @@ from flanneld.model.objects import Route, RouteKind
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
-RTM_F_FIB_MATCH = 0x2000
+RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x1000, 0x2000
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = (
     1,
     4,
@@ -87,9 +87,10 @@ def dump_routes(family: Family, *, ifindex: int = 0, proto: int = 0) -> bytes:
 
 
 def lookup_route(ip: IP) -> bytes:
-    """Ask which route the kernel would take to an address (all rules and tables)."""
+    """Ask which route the kernel would take to an address (all rules and tables), and of which table it is."""
     family = Family.V4 if len(ip) == 4 else Family.V6
-    return message(RTM_GETROUTE, 0, _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + attr(RTA_DST, ip))
+    flags = RTM_F_LOOKUP_TABLE if family is Family.V4 else 0  # IPv6 says it unasked, and refuses the flag
+    return message(RTM_GETROUTE, 0, _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, flags) + attr(RTA_DST, ip))
 
 
 def match_route(dst: Prefix) -> bytes:
@@ -185,6 +186,12 @@ def nexthop_of(body: memoryview) -> tuple[int, int]:
     """(interface index, nexthop object's id or 0) of a route."""
     found = parse_route(body)[1]
     return u32(found.get(RTA_OIF)), u32(found.get(RTA_NH_ID))
+
+
+def way_of(body: memoryview) -> tuple[int, int]:
+    """(table, interface index) of a looked-up route."""
+    head, found = parse_route(body)
+    return u32(found.get(RTA_TABLE)) or head[4], u32(found.get(RTA_OIF))
 
 
 def direct_device(body: memoryview) -> int:
