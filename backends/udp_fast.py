@@ -38,7 +38,7 @@ from flanneld.kernel.nlsocket import Socket
 from flanneld.kernel.tc import Direction
 from flanneld.kernel.veth import ensure_pair, link_header_bytes, remove_pair
 from flanneld.kernel.xfrm import has_policies
-from flanneld.model.addr import IP, Prefix
+from flanneld.model.addr import IP, Prefix, format_ip
 
 NAME_BYTES = 13
 """Longest TUN name: the pair's names are two longer."""
@@ -154,6 +154,15 @@ class FastPath:
         """Interface indexes of the devices that packets flow through."""
         return frozenset(ifindex for ifindex, _program in self._attached.values())
 
+    @property
+    def port_id(self) -> int:
+        """Netlink port from which filters are attached, so that others' doing can be told from ours."""
+        return self._sock.port_id if self._sock is not None else 0
+
+    def left_to_pump(self) -> frozenset[str]:
+        """Public addresses of the peers whose packets are the pump's, as text."""
+        return frozenset(format_ip(ip) for ip, elsewhere in self._elsewhere.items() if elsewhere)
+
     def reattach(self, cfg: FastConfig) -> None:
         """Take another external interface, address, port or switch; or repair what is not intact.
 
@@ -176,6 +185,14 @@ class FastPath:
         self._elsewhere.clear()
         if self._tables is not None:
             self._tables.apply(self._peers, self._reached_elsewhere(self._peers))
+
+    def is_filled(self) -> bool:
+        """Whether the tables of peers are as they were written.
+
+        Raises:
+            KernelError: the kernel cannot be asked.
+        """
+        return self._tables is None or self._tables.is_filled()
 
     def mend(self) -> int:
         """Put right what somebody else did to the tables of peers; how many entries were wrong.

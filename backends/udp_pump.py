@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from io import FileIO
 
 from backends.udp_icmp import Unreachable
@@ -113,6 +113,17 @@ class Pump:
         self._sender.table = table
         self._receiver.table = table
 
+    def call_at_stray(self, tell: Callable[[], object], but: Set[str]) -> None:
+        """Call once, from one of the threads, when a packet comes by that programs in the kernel should have taken.
+
+        Args:
+            tell: what to call.
+            but: public addresses of peers whose packets are the pump's anyway.
+        """
+        for part in (self._sender, self._receiver):
+            part.usual = but
+            part.stray = tell
+
     def stats(self) -> dict[str, int]:
         """Counters since start, by the names of ``udp_packet.COUNTERS``."""
         sent, received = self._sender.counts, self._receiver.counts
@@ -180,6 +191,8 @@ class _Sender:
     ) -> None:
         self.table = PeerTable({})
         self.counts = dict.fromkeys(COUNTERS, 0)
+        self.stray: Callable[[], object] | None = None
+        self.usual: Set[str] = frozenset()
         # FileIO and not os.readv: an empty queue is None there, and not an exception a packet
         self._read = FileIO(tun_fd, "r+b", closefd=False).readinto
         self._wait = wake.waiter(tun_fd)
@@ -221,6 +234,8 @@ class _Sender:
         elif not take_hop(self._buffer, at):
             self.counts["drop_ttl"] += 1
             return None
+        elif self.stray is not None:
+            _tell_stray(self, target[0])
         return target
 
     def _gather(self, target: Target, size: int) -> None:
@@ -292,6 +307,8 @@ class _Receiver:
     def __init__(self, tun_fd: int, sock: socket.socket, cfg: PumpConfig, wake: _Wake) -> None:
         self.table = PeerTable({})
         self.counts = dict.fromkeys(COUNTERS, 0)
+        self.stray: Callable[[], object] | None = None
+        self.usual: Set[str] = frozenset()
         self._write = FileIO(tun_fd, "r+b", closefd=False).write
         self._wait = wake.waiter(sock.fileno())
         self._sock = sock
@@ -322,6 +339,8 @@ class _Receiver:
     def _scatter(self, size: int, segment: int, sender: str) -> None:
         """Deliver each of the datagrams that came in one call; ``segment`` is the size of all but the last."""
         from_kernel = self.table.sources.get(sender)
+        if from_kernel is not None and self.stray is not None:
+            _tell_stray(self, sender)
         datagrams = -(-size // segment) if size else 1
         if from_kernel is None and not self._cfg.any_source:
             self.counts["drop_unknown_source"] += datagrams
@@ -356,6 +375,13 @@ class _Receiver:
             return
         counts["rx_packets"] += 1
         counts["rx_bytes"] += size
+
+
+def _tell_stray(part: _Sender | _Receiver, peer: str) -> None:
+    """Once, until told to do it again: what follows says nothing new, and each call wakes the event loop."""
+    if peer not in part.usual and (tell := part.stray):
+        part.stray = None
+        tell()
 
 
 def configure(sock: socket.socket, *, gso: bool, gro: bool) -> None:

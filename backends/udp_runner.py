@@ -24,16 +24,17 @@ import errno
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.udp_fast import FastConfig, FastPath, remove_leftovers
 from backends.udp_packet import PumpConfig, UdpPeer
 from backends.udp_pump import Pump, probe_gso
+from backends.udp_repairs import MapWatch, Repairs
 from flanneld.contracts import Surroundings
 from flanneld.errors import KernelError
-from flanneld.kernel import tun
+from flanneld.kernel import tc, tun
 from flanneld.kernel.listen import HookListener
 from flanneld.model.addr import Prefix, format_ip
 
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("flanneld.udp")
 
 DEVICE = "flannel0"
-
-MEND_SHARE = 0.005
-"""Longest share of one processor that looking into the maps may take."""
 
 _REMEDIES = {
     errno.EADDRINUSE: "is another flanneld using it? Backend.Port chooses another, on every host",
@@ -87,7 +85,8 @@ class UdpRunner:
         self._torn = False
         self._ended: BaseException | None = None
         self._applied: dict[Prefix, UdpPeer] | None = None
-        self._mend_due = 0.0
+        self._repairs: Repairs | None = None
+        self._maps: MapWatch | None = None
 
     def status(self) -> str:
         """The data path in use and why no better one is, for people."""
@@ -124,12 +123,10 @@ class UdpRunner:
             self._start(ground)
             self._ground = ground
         elif self._fast is not None and self._torn:
-            self._fast.reattach(ground.cfg)
-            self._watch_hooks(self._fast)
-            self._tell_repair("restored the udp data path's filters and devices: somebody had removed some of them")
+            self._hang_again(self._fast, ground.cfg)
         self._torn = False
-        if self._fast is not None:
-            self._mend(self._fast)
+        if self._maps is not None and not self._maps.is_waiting:
+            self._maps.look()
         if self._applied == self._path.peers:
             return
         peers = dict(self._path.peers)
@@ -139,24 +136,19 @@ class UdpRunner:
             self._pump.apply(peers)
         self._applied = peers
 
-    def _mend(self, fast: FastPath) -> None:
-        """Look into the maps: nothing announces that somebody changed them. With many peers it costs, so not often."""
-        began = time.monotonic()
-        if began < self._mend_due:
-            return
-        if wrong := fast.mend():
-            self._tell_repair(f"restored {wrong} entries of the udp data path's maps: somebody had changed them")
-        self._mend_due = began + (time.monotonic() - began) / MEND_SHARE
-
-    def _tell_repair(self, text: str) -> None:
-        log.warning("%s", text)
-        self._around.repaired(text)
+    def _hang_again(self, fast: FastPath, cfg: FastConfig) -> None:
+        """Attach what somebody removed or replaced."""
+        if self._repairs is not None and self._repairs.may("filters and devices"):
+            fast.reattach(cfg)
+            self._watch_hooks(fast)
+            self._repairs.tell("restored the udp data path's filters and devices: somebody had removed some of them")
 
     def close(self) -> None:
         """The daemon ends: the kernel path stays and forwards for its successor, the pump's TUN goes."""
+        for watch in (self._maps, self._repairs, self._hooks):
+            if watch is not None:
+                watch.close()
         self._stop_pump()
-        if self._hooks is not None:
-            self._hooks.close()
         if self._fast is not None:
             self._fast.stop(keep=True)
         self._close_tun()
@@ -182,6 +174,7 @@ class UdpRunner:
         self._applied = None
         if self._fast is not None:
             self._watch_hooks(self._fast)
+            self._watch_maps(self._fast)
         elif not self.rung:
             self._remove_kernel_path()
         self._told("kernel" if self._fast is not None else "gso" if gso else "basic")
@@ -218,9 +211,20 @@ class UdpRunner:
     def _watch_hooks(self, fast: FastPath) -> None:
         """Have the loop look when somebody removes a device, qdisc or filter that packets flow through."""
         if self._hooks is None:
-            self._hooks = HookListener(lambda: self._around.look("udp filters"))
+            self._hooks = HookListener(lambda: self._around.look("udp filters"), tc.PRIORITIES, fast.port_id)
             self._hooks.start()
         self._hooks.devices = fast.devices()
+
+    def _watch_maps(self, fast: FastPath) -> None:
+        """Look into the maps now and then, and as soon as the pump gets a packet that was not for it."""
+        if self._maps is None:
+            self._repairs = Repairs(self._around)
+            self._maps = MapWatch(fast, self._repairs, self._expect_strays, lambda: self._around.look("udp maps"))
+
+    def _expect_strays(self) -> None:
+        if self._pump is not None and self._fast is not None and self._maps is not None:
+            loop, stray = asyncio.get_running_loop(), self._maps.stray
+            self._pump.call_at_stray(partial(loop.call_soon_threadsafe, stray), self._fast.left_to_pump())
 
     def _allowed(self, name: str, why: str | None) -> bool:
         """Note a refusal; a data path that was asked for by name must work."""

@@ -68,6 +68,8 @@ class Tables:
         self._sources: Set[bytes] = frozenset()
         self._uncertain = False
         """Whether a write failed half-way, so that only the kernel knows what is in."""
+        self._right: object = None
+        """Both maps, byte by byte, when they were found right last; None when they have been written since."""
 
     def close(self) -> None:
         """Let go of the maps; attached programs keep them."""
@@ -107,7 +109,7 @@ class Tables:
         if self._uncertain:  # what has no place any more may be what filled the maps
             self.peers.delete(out)
             self.sources.delete(go)
-        self._uncertain = True
+        self._uncertain, self._right = True, None
         self.sources.update(dict.fromkeys(come, _SOURCE_VALUE))
         self.peers.update(put)
         self.peers.delete(out)
@@ -116,10 +118,23 @@ class Tables:
         self._peers, self._left, self._sources = dict(wanted), frozenset(left), sources
         return len(put) + len(out) + len(come) + len(go)
 
+    def is_filled(self) -> bool:
+        """Whether the maps are as they were written; costs two system calls and a comparison while they are.
+
+        Raises:
+            KernelError: the kernel cannot be asked.
+        """
+        if self._uncertain:
+            return True  # the next ``apply`` puts everything right
+        present = self.sources.dump(), self.peers.dump()
+        if present == self._right:
+            return True
+        right = all(table.items() == wanted for table, wanted in self._wanted())
+        self._right = present if right else None
+        return right
+
     def mend(self) -> int:
         """Put right what somebody else wrote into the maps or deleted from them.
-
-        Nothing announces such a change. Every entry is read, in two system calls.
 
         Returns:
             How many entries were wrong.
@@ -128,10 +143,9 @@ class Tables:
             KernelError: refused.
         """
         if self._uncertain:
-            return 0  # the next ``apply`` puts everything right
+            return 0
         wrong = 0
-        wanted = entries(self._peers, self.shape, self._left)
-        for table, right in ((self.sources, dict.fromkeys(self._sources, _SOURCE_VALUE)), (self.peers, wanted)):
+        for table, right in self._wanted():
             found = table.items()
             put = {key: value for key, value in right.items() if found.get(key) != value}
             out = found.keys() - right.keys()
@@ -139,6 +153,10 @@ class Tables:
             table.update(put)
             wrong += len(put) + len(out)
         return wrong
+
+    def _wanted(self) -> tuple[tuple[Map, dict[bytes, bytes]], ...]:
+        sources = dict.fromkeys(self._sources, _SOURCE_VALUE)
+        return (self.sources, sources), (self.peers, entries(self._peers, self.shape, self._left))
 
 
 def entries(peers: Mapping[Prefix, UdpPeer], shape: Shape, left: Set[IP] = frozenset()) -> dict[bytes, bytes]:

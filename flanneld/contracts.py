@@ -305,6 +305,8 @@ class Surroundings(NamedTuple):
     """To be called when something of the data path broke."""
     repaired: Callable[[str], None] = lambda _text: None
     """To be called with one sentence when the runner has put back what somebody else had taken away."""
+    remark: Callable[[str | None], None] = lambda _text: None
+    """To be called with one sentence when something works that is not as it should be, and with None when it is."""
 
 
 class Backend(Protocol):

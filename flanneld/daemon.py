@@ -97,7 +97,7 @@ class Daemon:
         self._cni_problem = slot("cni", self._cni.problem if self._cni else None)
         self._file_remark, self._cni_remark = remark("file"), remark("cni")
         self._path = standing.backend.data_path(
-            surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired)
+            surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired, remark("data path"))
         )
         self._guard = LeaseGuard(store, self._path, self._table, self._wake, slot("lease"))
         self._reconciler = Reconciler(

@@ -209,6 +209,7 @@ def surroundings(
     republish: Callable[[], None],
     look: Callable[[str], None],
     repaired: Callable[[str], None],
+    remark: Callable[[str | None], None],
 ) -> Surroundings:
     """What a data path is built on."""
     return Surroundings(
@@ -220,6 +221,7 @@ def surroundings(
         republish,
         look,
         repaired,
+        remark,
     )
 
 

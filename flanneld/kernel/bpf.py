@@ -168,6 +168,11 @@ class Map:
 
     def items(self) -> dict[bytes, bytes]:
         """All entries, in one call where the kernel can; of a map that changes meanwhile, some may be missed."""
+        keys, values = self.dump()
+        return dict(zip(_cut(keys, self.key_bytes), _cut(values, self.value_bytes), strict=True))
+
+    def dump(self) -> tuple[bytes, bytes]:
+        """All keys and all values, each one after the other; the same bytes while nobody changes the map."""
         keys = ctypes.create_string_buffer(self.entries * self.key_bytes)
         values = ctypes.create_string_buffer(self.entries * self.value_bytes)
         where = ctypes.create_string_buffer(max(self.key_bytes, 4))
@@ -177,15 +182,10 @@ class Map:
             _bpf_in_place(f"read BPF map {self.name}", _LOOKUP_BATCH, buffer)
         except KernelError as exc:
             if exc.code != errno.ENOENT:  # which says that this was the end of the map
-                return {key: value for key in self.keys() if (value := self.lookup(key)) is not None}
+                found = {key: value for key in self.keys() if (value := self.lookup(key)) is not None}
+                return b"".join(found), b"".join(found.values())
         count = _BATCH.unpack(buffer.raw)[4]
-        return dict(
-            zip(
-                _cut(keys.raw, self.key_bytes, count),
-                _cut(values.raw, self.value_bytes, count),
-                strict=True,
-            )
-        )
+        return ctypes.string_at(keys, count * self.key_bytes), ctypes.string_at(values, count * self.value_bytes)
 
     def sums(self) -> list[tuple[int, ...]]:
         """Of a per-CPU array of 64-bit counters: by index, each counter summed over the CPUs."""
@@ -372,8 +372,8 @@ def _bpf_in_place(what: str, command: int, attr: ctypes.Array[ctypes.c_char]) ->
     return result
 
 
-def _cut(data: bytes, size: int, count: int) -> list[bytes]:
-    return [data[at : at + size] for at in range(0, size * count, size)]
+def _cut(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def _address(data: bytes | ctypes.Array[ctypes.c_char] | None) -> int:

@@ -13,7 +13,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 from flanneld.errors import KernelError
@@ -26,11 +26,10 @@ log = logging.getLogger("flanneld.kernel")
 # Legacy group bits of NETLINK_ROUTE (include/uapi/linux/rtnetlink.h, RTMGRP_*).
 GROUP_LINK, GROUP_NEIGH = 0x1, 0x4
 GROUP_TC = 0x8
-GROUP_RULE4, GROUP_RULE6 = 0x80, 0x40000
 GROUP_ADDR4, GROUP_ROUTE4, GROUP_ADDR6, GROUP_ROUTE6 = 0x10, 0x40, 0x100, 0x400
 GROUP_NETCONF4, GROUP_NETCONF6 = 0x800000, 0x1000000  # 1 << RTNLGRP_IPV4_NETCONF - 1, and of IPv6
 
-RTM_DELQDISC, RTM_DELTFILTER = 37, 45
+RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 37, 44, 45
 _ADDED = frozenset({nlmsg.RTM_NEWLINK, nlmsg.RTM_NEWADDR, nlmsg.RTM_NEWROUTE, nlmsg.RTM_NEWNEIGH})
 REMOVALS = frozenset({nlmsg.RTM_DELLINK, RTM_DELQDISC, RTM_DELTFILTER})
 
@@ -171,35 +170,36 @@ class HintListener(_Listener):
         return Hint(kind in _ADDED, obj) if obj else None
 
 
-class RuleListener(_Listener):
-    """Tells that routing rules have changed: never which."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        super().__init__(GROUP_RULE4 | GROUP_RULE6, changed)
-        self._changed = changed
-
-    def take(self, datagrams: Sequence[bytes]) -> None:
-        """One call for all that one turn brought."""
-        self._changed()
-
-
 class HookListener(_Listener):
-    """Tells when some of the devices are removed, or a qdisc or filter on them: never what is there instead."""
+    """Tells when one of some devices is removed, a qdisc or filter on it too, or a filter of ours is replaced.
 
-    def __init__(self, removed: Callable[[], None]) -> None:
-        super().__init__(GROUP_LINK | GROUP_TC, removed)
-        self._removed = removed
+    What is there instead the caller finds out.
+
+    Args:
+        changed: called from the event loop.
+        priorities: of our filters.
+        own_port: netlink port from which we hang them; 0 = hear of that, too.
+    """
+
+    def __init__(self, changed: Callable[[], None], priorities: Set[int], own_port: int = 0) -> None:
+        super().__init__(GROUP_LINK | GROUP_TC, changed)
+        self._changed, self._priorities, self._own_port = changed, priorities, own_port
         self.devices: frozenset[int] = frozenset()
         """Interface indexes of those that matter."""
 
     def take(self, datagrams: Sequence[bytes]) -> None:
         """One call for all that one turn brought."""
         for datagram in datagrams:
-            for kind, _flags, _seq, _pid, body in nlmsg.messages(datagram):
+            for kind, _flags, _seq, pid, body in nlmsg.messages(datagram):
                 # ifinfomsg and tcmsg both have their index at offset 4
-                if kind in REMOVALS and struct.unpack_from("=i", body, 4)[0] in self.devices:
-                    self._removed()
+                matters = kind in REMOVALS or (kind == RTM_NEWTFILTER and pid != self._own_port and self._is_ours(body))
+                if matters and struct.unpack_from("=i", body, 4)[0] in self.devices:
+                    self._changed()
                     return
+
+    def _is_ours(self, tcmsg: memoryview) -> bool:
+        """Whether a filter has one of our priorities, as one has that was put in the place of ours."""
+        return struct.unpack_from("=I", tcmsg, 16)[0] >> 16 in self._priorities
 
 
 class NetconfListener(_Listener):

@@ -28,6 +28,7 @@ _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 
 PRIORITY: Final = 8285
 """Of our filters; the port's number, so that it is easy to recognise in ``tc filter show``."""
+PRIORITIES: Final = frozenset({PRIORITY - 1, PRIORITY})
 _PROTOCOL: Final = socket.htons(0x0800)  # ETH_P_IP: other protocols never reach our programs
 _HANDLE_BY_KERNEL: Final = 0
 

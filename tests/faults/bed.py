@@ -11,14 +11,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from flanneld.kernel.bpf import Loaded, Map
 from flanneld.lab import Lab, LabSpec
 from flanneld.lab.node import Host
 from flanneld.lab.probe import full_size_ping, ping_matrix
@@ -158,17 +156,6 @@ class Bed:
     def replant_firewall(self) -> None:
         """Put the firewall rules of others back that a flush has taken, without making any of them twice."""
         self.run(f"{foreign.FIREWALL_GONE}{foreign.FIREWALL}")
-
-    def empty_maps(self) -> None:
-        """Delete every entry of the maps that the udp backend's programs in the kernel read."""
-        shown = self.host.run("tc", "-j", "filter", "show", "dev", "flannel0", "egress").stdout
-        programs = [entry["options"]["prog"]["id"] for entry in json.loads(shown) if "prog" in entry.get("options", {})]
-        for number in programs:
-            with closing(Loaded.by_id(number)) as program:
-                for one in program.info().map_ids:
-                    with closing(Map.by_id(one)) as found:
-                        if found.name in ("flannel_peers", "flannel_sources"):
-                            found.delete(found.keys())
 
     def probe(self, egress: bool = False) -> Probe:
         """Traffic from and to the host that faults hit: both directions, all families; with new connections outside."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from flanneld.lab.spec import CONFIG_KEY, SUBNETS_KEY
 from tests.faults.cases import ALL, CASES, UDPS, VXLANS
 from tests.faults.fault import Fault
 from tests.faults.meddling import MEDDLING
+from tests.faults.programs import PROGRAMS
 
 if TYPE_CHECKING:
     from tests.faults.bed import Bed
@@ -104,12 +104,6 @@ def _flap(bed: Bed) -> None:
         bed.run(
             f"for i in $(seq 20); do ip link set {device} down; ip link set {device} up; done; {bed.words['plug_in']}"
         )
-
-
-def _empty_maps(bed: Bed) -> None:
-    """Nothing announces it, so the daemon looks once a minute, and when asked to read everything again."""
-    bed.empty_maps()
-    bed.host.daemon.signal(signal.SIGHUP)
 
 
 TABLE = [
@@ -240,7 +234,6 @@ OTHERS = [
     ),
     Fault("qdisc deleted", ("F30",), ("udp",), "tc qdisc del dev eth0 clsact", whole="{plug_in}"),
     Fault("pair of devices deleted", ("F30",), ("udp",), "ip link del flannel0c0"),
-    Fault("maps of the programs emptied", ("F30",), ("udp",), act=_empty_maps, lost_at_most=0),
     Fault(
         "device deleted while etcd is away",
         ("F30", "F17"),
@@ -278,7 +271,7 @@ OTHERS = [
     ),
 ]
 
-FAULTS = [replace(found, go=GO.get(found.name, {})) for found in (*TABLE, *OTHERS, *MEDDLING)]
+FAULTS = [replace(found, go=GO.get(found.name, {})) for found in (*TABLE, *OTHERS, *MEDDLING, *PROGRAMS)]
 
 
 def fault(name: str) -> Fault:

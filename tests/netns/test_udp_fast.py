@@ -238,18 +238,25 @@ def test_whatever_others_do_to_the_tables_is_put_right(length: int) -> None:
     peers[Prefix.parse(f"10.5.208.0/{length}")] = UdpPeer(parse_ip("192.0.2.208"), 8285, False)
     with contextlib.closing(Tables(Shape.of(peers, 24))) as tables:
         tables.apply(peers)
+        assert tables.is_filled()
+        assert tables.is_filled(), "and so it is when nothing was written since"
         assert tables.mend() == 0
         before = tables.peers.items(), tables.sources.items()
         assert len(before[0]) == len(before[1]) == len(peers)
         first, second, *_ = before[0]
         tables.peers.update({first: before[0][second]})
         tables.peers.delete([second])
+        assert not tables.is_filled()
         tables.sources.update({parse_ip("198.51.100.1"): b"\x01\0\0\0"})
         assert tables.mend() == 3
+        assert tables.is_filled()
         assert (tables.peers.items(), tables.sources.items()) == before
         tables.peers.delete(before[0])
         assert tables.mend() == len(peers)
         assert (tables.peers.items(), tables.sources.items()) == before
+        fewer = dict(list(peers.items())[1:])
+        tables.apply(fewer)
+        assert tables.is_filled(), "what we wrote ourselves is no damage"
 
 
 def test_fifteen_thousand_peers_fit_whichever_way_they_are_keyed() -> None:
