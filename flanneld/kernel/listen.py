@@ -26,6 +26,7 @@ log = logging.getLogger("flanneld.kernel")
 # Legacy group bits of NETLINK_ROUTE (include/uapi/linux/rtnetlink.h, RTMGRP_*).
 GROUP_LINK, GROUP_NEIGH = 0x1, 0x4
 GROUP_TC = 0x8
+GROUP_RULE4, GROUP_RULE6 = 0x80, 0x40000
 GROUP_ADDR4, GROUP_ROUTE4, GROUP_ADDR6, GROUP_ROUTE6 = 0x10, 0x40, 0x100, 0x400
 GROUP_NETCONF4, GROUP_NETCONF6 = 0x800000, 0x1000000  # 1 << RTNLGRP_IPV4_NETCONF - 1, and of IPv6
 
@@ -168,6 +169,18 @@ class HintListener(_Listener):
         elif kind in (nlmsg.RTM_NEWNEIGH, nlmsg.RTM_DELNEIGH):
             obj = neigh_codec.decode_neigh(body, self._names, any_state=True)
         return Hint(kind in _ADDED, obj) if obj else None
+
+
+class RuleListener(_Listener):
+    """Tells that routing rules have changed: never which."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__(GROUP_RULE4 | GROUP_RULE6, changed)
+        self._changed = changed
+
+    def take(self, datagrams: Sequence[bytes]) -> None:
+        """One call for all that one turn brought."""
+        self._changed()
 
 
 class HookListener(_Listener):
