@@ -29,16 +29,18 @@ LOOK_S = 10.0
 """The kernel forgets a flow without answers, as a tunnel's are, after 30 s (nf_conntrack_udp_timeout)."""
 
 LOOK_SHARE = 0.003
-"""Longest share of one processor that looks may take: a table of a million connections is walked less often."""
+"""Longest share of one processor that looks may take, as long as that does not make them rarer than ``RARELY_S``."""
+
+RARELY_S = 30.0
 
 CAN_ASK = (5, 8)
 """Since this Linux the table of connections can be asked for a few. Before 5.7 even packets without checksum suffer."""
 
-CALM_S = 300.0
-"""So long without another wrong checksum, and it is over."""
+CALM_S = 60.0
+"""So long without another wrong checksum, and a streak is over."""
 
-ENOUGH = 3
-"""Wrong checksums that are worth a remark; one alone is a broken cable."""
+ENOUGH = 10
+"""Wrong checksums in a streak that are worth a remark; anybody can send a few."""
 
 
 class ChecksumWatch:
@@ -63,6 +65,7 @@ class ChecksumWatch:
         self._path, self._sources, self._wake, self._remark = path, sources, wake, remark
         self._release = release or linux()
         self._arrivals = Arrivals()
+        self._told = False
         self._cannot_ask = ""
 
     async def run(self) -> None:
@@ -70,8 +73,17 @@ class ChecksumWatch:
         while True:
             began = time.monotonic()
             await self.look()
-            self._remark(self._arrivals.look(self._path.tunnel_port))
-            await asyncio.sleep(max(LOOK_S, (time.monotonic() - began) / LOOK_SHARE))
+            self._tell_arrivals()
+            await asyncio.sleep(min(max(LOOK_S, (time.monotonic() - began) / LOOK_SHARE), RARELY_S))
+
+    def _tell_arrivals(self) -> None:
+        said, was_said = self._arrivals.look(self._path.tunnel_port), self._told
+        self._remark(said)
+        if said and not was_said:
+            log.warning("%s", said)
+        if was_said and not said:
+            log.info("no more UDP datagrams with wrong checksums")
+        self._told = said is not None
 
     async def look(self) -> None:
         """Look at what this host sends once."""
@@ -99,45 +111,33 @@ class ChecksumWatch:
 
 
 class Arrivals:
-    """Counts tunnel packets that arrive with a wrong checksum."""
+    """Counts datagrams that arrive with a wrong checksum, in streaks."""
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
-        self._now = now
-        self._bad: int | None = None
-        """Of the whole host as of the last look."""
-        self._dropped = 0
-        """By the tunnel's socket as of the last look."""
+    def __init__(
+        self, count: Callable[[], int] = udp_counters.bad_checksums, now: Callable[[], float] = time.time
+    ) -> None:
+        self._count, self._now = count, now
+        self._before: int | None = None
         self._since = self._last = 0.0
-        self._count = 0
-        """In this streak."""
+        self._streak = 0
 
     def look(self, port: int) -> str | None:
         """Look once; returns what to say of it, or None."""
-        bad, now = udp_counters.bad_checksums(), self._now()
-        if bad != self._bad:
-            self._take(bad, udp_counters.drops(port), now)
-        if self._count and now - self._last > CALM_S:
-            if self._count >= ENOUGH:
-                log.info("no more wrong UDP checksums arrive on port %d, there were %d", port, self._count)
-            self._count = 0
-        return self._sentence(port) if self._count >= ENOUGH else None
-
-    def _take(self, bad: int, dropped: int, now: float) -> None:
-        before, self._bad = self._bad, bad
-        # a device made anew has another socket, which begins at 0
-        rise = dropped - self._dropped if dropped >= self._dropped else dropped
-        self._dropped = dropped
-        if before is None or (rise := min(rise, bad - before)) <= 0:
-            return
-        if not self._count:
-            self._since = now
-        self._count, self._last = self._count + rise, now
+        bad, now = self._count(), self._now()
+        rise, self._before = bad - (bad if self._before is None else self._before), bad
+        if rise > 0:
+            self._since = self._since if self._streak else now
+            self._streak, self._last = self._streak + rise, now
+        elif now - self._last > CALM_S:
+            self._streak = 0
+        return self._sentence(port) if self._streak >= ENOUGH else None
 
     def _sentence(self, port: int) -> str:
         since = time.strftime("%H:%M:%S", time.localtime(self._since))
         return (
-            f"wrong UDP checksums arrive on port {port}, {self._count} since {since}: a NAT on a peer or on the way "
-            'rewrites tunnel packets; exempt the port from NAT there, or set "TxChecksum": "off" in the Backend'
+            f"UDP datagrams arrive with wrong checksums and are dropped, {self._streak} since {since}: if they are for "
+            f"port {port}, NAT on a peer or on the way spoils them; exempt that port there, or set "
+            '"TxChecksum": "off" in the Backend'
         )
 
 

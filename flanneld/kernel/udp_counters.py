@@ -1,10 +1,9 @@
-"""How many UDP datagrams arrived with a wrong checksum, and how many a tunnel's own socket dropped. Only reads.
+"""How many UDP datagrams arrived with a wrong checksum. Only reads.
 
-The kernel counts the first for the whole host and the second for each socket, whatever the reason. Both together
-tell that it was the tunnel's packets: a tunnel's socket drops for hardly any other reason. Datagrams of 76 bytes and
-less are checked before their socket is looked up (CHECKSUM_BREAK), so those are in the first number only.
+For whom they were is not recorded: where connections are tracked, and they are wherever there is NAT, the checksum is
+looked at before the socket is, and no socket's counter grows (seen on 6.18).
 
-Source: net/ipv4/udp.c, net/ipv4/proc.c, net/ipv6/proc.c.
+Source: net/ipv4/proc.c, net/ipv6/proc.c.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ PROC_NET = Path("/proc/self/net")
 
 
 def bad_checksums(root: Path = PROC_NET) -> int:
-    """Datagrams of both families with a wrong checksum since the host started (``InCsumErrors``)."""
+    """Datagrams of both families that were dropped for their checksum since the host started (``InCsumErrors``)."""
     names: list[str] = []
     total = 0
     for line in _lines(root / "snmp"):
@@ -27,17 +26,6 @@ def bad_checksums(root: Path = PROC_NET) -> int:
         if line.startswith("Udp6InCsumErrors"):
             total += int(line.split()[1])
     return total
-
-
-def drops(port: int, root: Path = PROC_NET) -> int:
-    """Datagrams that the sockets of a port have dropped since they were opened."""
-    end = f":{port:04X}"
-    return sum(
-        int(words[-1])
-        for name in ("udp", "udp6")
-        for line in _lines(root / name)
-        if len(words := line.split()) > 12 and words[1].endswith(end)
-    )
 
 
 def _lines(path: Path) -> list[str]:
