@@ -35,8 +35,8 @@ from flanneld.kernel.listen import HintListener, MissListener, RuleListener
 from flanneld.kernel.memory import give_back
 from flanneld.kernel.privileges import keep_at_work
 from flanneld.kernel.rtnl import Rtnl
-from flanneld.model import cni_conf
 from flanneld.kernel.ways import Ways
+from flanneld.model import cni_conf
 from flanneld.model.addr import IP, Family
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import LeaseTable
@@ -127,10 +127,10 @@ class Daemon:
             slot("underlay"),
             self._overlaps.look,
         )
-        store.tell_trouble(remark("store"))
-
         self._detours = DetourWatch(self._path, Ways().past, remark("detours"))
         self._conf_remark = remark("configuration")
+        store.tell_trouble(remark("store"))
+
     def duties(self) -> Iterator[Duty]:
         """Everything that has to run from now on; call from the event loop."""
         pager = self._listen()
@@ -155,10 +155,10 @@ class Daemon:
         yield self._announce()
         yield pager.run()
         yield pager.refuse()
+        yield self._detours.run()
 
     def _listen(self) -> Pager:
         """Begin to hear the kernel."""
-        yield self._detours.run()
         fast = self._kernel.sibling()  # misses are answered between two pieces of a long write, on its own socket
         catch_up: Callable[[], Coroutine[Any, Any, bool]] = lambda: self._store.catch_up(self._table)  # noqa: E731
         pager = Pager(fast, self._path, self._table, self._wake, catch_up, self._reconciler.take_leases)
@@ -176,10 +176,10 @@ class Daemon:
             lambda: self._wake("hints overrun"),
             frozenset({self._kernel.port_id, fast.port_id}),
         ).start()
+        RuleListener(lambda: self._detours.wake("rules")).start()
         return pager
 
     def close(self) -> None:
-        RuleListener(lambda: self._detours.wake("rules")).start()
         """The process ends; whatever can go on without it does."""
         if self._path.runner is not None:
             self._path.runner.close()
