@@ -30,6 +30,7 @@ class Fault:
         harm: script of the fault.
         whole: script of the operator, who puts right what is his.
         undo: script that takes the fault back, where it leaves a state that is right but another one.
+        undo_act: the same, in Python.
         before, after: done by the test before the harm and when it is repaired, such as taking etcd away.
         in_table: a row of the damage table.
         egress: traffic is that of new connections to the outside.
@@ -46,6 +47,7 @@ class Fault:
     harm: str = ""
     whole: str = ""
     undo: str = ""
+    undo_act: Act | None = None
     before: Act | None = None
     act: Act | None = None
     after: Act | None = None

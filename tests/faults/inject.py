@@ -90,6 +90,9 @@ def _once(bed: Bed, fault: Fault) -> tuple[Round, list[str]]:
     repaired += filter(None, [bed.last_change(since)])
     if fault.undo:
         bed.run(fault.undo.format(**bed.words))
+    if fault.undo_act:
+        fault.undo_act(bed)
+    if fault.undo or fault.undo_act:
         complaints += bed.await_right()
     if fault.act is None and bed.host.daemon.pid != pid:
         complaints.append("the daemon has ended")

@@ -87,16 +87,28 @@ def _delete_lease(bed: Bed) -> None:
     assert bed.lab.etcd.delete(bed.lease_key(bed.host))
 
 
+MOVING = f"{SUBNETS_KEY}10.244.250.0-24"
+"""The lease of a host that is not there."""
+
+
+def _put_moving(bed: Bed, number: int) -> None:
+    data = {"VNI": 1, "VtepMAC": f"02:00:00:00:0f:0{number}"}
+    lease = {"PublicIP": f"198.18.0.9{number}", "BackendType": "vxlan", "BackendData": data}
+    bed.lab.etcd.put(MOVING, json.dumps(lease))
+
+
+def _add_peer(bed: Bed) -> None:
+    _put_moving(bed, 1)
+    complaints = bed.await_tables()
+    assert not complaints, complaints
+
+
 def _move_peer(bed: Bed) -> None:
-    """A host that is not there gets a lease, another address and MAC, and goes."""
-    key = f"{SUBNETS_KEY}10.244.250.0-24"
-    for number in (1, 2):
-        data = {"VNI": 1, "VtepMAC": f"02:00:00:00:0f:0{number}"}
-        lease = {"PublicIP": f"198.18.0.9{number}", "BackendType": "vxlan", "BackendData": data}
-        bed.lab.etcd.put(key, json.dumps(lease))
-        complaints = bed.await_tables()
-        assert not complaints, complaints
-    bed.lab.etcd.delete(key)
+    _put_moving(bed, 2)
+
+
+def _remove_peer(bed: Bed) -> None:
+    bed.lab.etcd.delete(MOVING)
 
 
 def _flap(bed: Bed) -> None:
@@ -254,7 +266,14 @@ OTHERS = [
         "etcd loses everything", ("F16",), ("vxlan", "host-gw", "udp"), act=_lose_etcd, is_told=False, lost_at_most=0
     ),
     Fault(
-        "a peer gets another address and MAC", ("F05", "F33"), ("vxlan",), act=_move_peer, is_told=False, lost_at_most=0
+        "a peer gets another address and MAC",
+        ("F05", "F33"),
+        ("vxlan",),
+        before=_add_peer,
+        act=_move_peer,
+        undo_act=_remove_peer,
+        is_told=False,
+        lost_at_most=0,
     ),
     Fault(
         "underlay and device flap twenty times", ("F15", "F30"), ALL, act=_flap, is_told=False, outage_at_most_ms=5000
