@@ -3,7 +3,9 @@ BIN := .venv/bin
 CAPABILITIES := netns,vxlan,nft,iptables,etcd,cni,kubectl
 # In CI a test that is skipped for want of one of these is a failure; set REQUIRE= to be lenient.
 REQUIRE ?= $(if $(CI),$(CAPABILITIES))
-PYTEST := $(BIN)/pytest $(if $(REQUIRE),--require=$(REQUIRE))
+# Processes that tests run in: most tests wait, so that several save much of the time (tests/support/shards.py).
+JOBS ?= 1
+PYTEST := $(BIN)/python -m pytest $(if $(REQUIRE),--require=$(REQUIRE)) $(if $(filter-out 1,$(JOBS)),-p tests.support.shards -n $(JOBS))
 LEVELS := unit model scenario netns interop kube fuzz
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -23,7 +25,7 @@ root:
 demo: root ## a real three-host cluster on this machine, shown and taken down
 	@$(BIN)/flannelctl lab demo $(ARGS)
 
-test: root ## all tests but those of test-deploy
+test: root ## all tests but those of test-deploy (JOBS=3: in three processes, much faster)
 	@$(PYTEST) $(ARGS)
 
 deploy-root:
