@@ -38,7 +38,9 @@ TOOLS = ("netns", "etcd", "iptables", "nft")
 VXLAN: dict[str, object] = {"Type": "vxlan"}
 CASES = {
     "vxlan": Case({"backend": VXLAN}, "flannel.1", needs=("vxlan",)),
-    "vxlan on demand": Case({"backend": {**VXLAN, "PageAhead": 0}}, "flannel.1", needs=("vxlan",)),
+    "vxlan on demand": Case(
+        {"backend": {**VXLAN, "PageAhead": 0, "TxChecksum": "off"}}, "flannel.1", needs=("vxlan", "ethtool")
+    ),
     "vxlan IPv6": Case({"backend": VXLAN, "ipv6": "on"}, "flannel-v6.1", Family.V6, needs=("vxlan",)),
     "vxlan nftables": Case({"backend": VXLAN, "config": {"EnableNFTables": True}}, "flannel.1", needs=("vxlan",)),
     "vxlan legacy": Case({"backend": VXLAN}, "flannel.1", needs=("vxlan",), iptables="xtables-legacy-multi"),

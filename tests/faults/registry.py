@@ -239,6 +239,13 @@ OTHERS = [
         "cd /proc/sys/net/ipv{v}/neigh/{dev}; echo 0 > app_solicit; echo 3 > mcast_solicit",
     ),
     Fault(
+        "checksum offload switched back on by a host tool",
+        ("F03", "F31"),
+        ("vxlan on demand",),
+        "ethtool -K {dev} tx on",
+        lost_at_most=0,
+    ),
+    Fault(
         "filters deleted",
         ("F30",),
         ("udp",),
