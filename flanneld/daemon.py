@@ -21,6 +21,7 @@ from flanneld import __version__
 from flanneld.contracts import Store, TrafficManager, TrafficRules, Tunnel
 from flanneld.duties.checksums import ChecksumWatch, look_at_offloads
 from flanneld.duties.detours import DetourWatch
+from flanneld.duties.foreign_drop import DropWatch, forwarded
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.overlap import OverlapWatch
@@ -155,6 +156,7 @@ class Daemon:
         yield self._announce()
         yield pager.run()
         yield pager.refuse()
+        yield DropWatch(partial(forwarded, self._standing, self._path), self._problems.remark("drops")).run(self._up)
         yield self._detours.run()
 
     def _listen(self) -> Pager:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from flanneld.errors import Unavailable
+from flanneld.errors import ConfigError, Unavailable
 from flanneld.kernel.host_net import read_host_net
 from flanneld.kernel.resolvers import name_servers
 from flanneld.model.addr import IP
@@ -27,7 +27,7 @@ async def look_for_overlaps(options: Options, conf: NetConf, mine: Mine) -> list
         Unavailable: it must not start like this. The operator may change the configuration or the host, so that is
             waited for: ending would only be repeated by whoever starts us.
     """
-    servers = {**await resolved(store_hosts(options, os.environ)), **_name_servers()}
+    servers = {**await resolved(_store_hosts(options)), **_name_servers()}
     needed = [Needed(ip, what) for ip, what in servers.items() if any(net.covers(ip) for net in conf.networks())]
     host = read_host_net((), conf.networks(), [each.ip for each in needed])
     mine = mine._replace(subnets=(*mine.subnets, *former_subnets(conf, host, mine.devices)))
@@ -35,6 +35,13 @@ async def look_for_overlaps(options: Options, conf: NetConf, mine: Mine) -> list
     if not options.allow_overlap and (sentence := refusal(found)):
         raise Unavailable(sentence)
     return [str(overlap) for overlap in found]
+
+
+def _store_hosts(options: Options) -> dict[str, str]:
+    try:
+        return store_hosts(options, os.environ)
+    except ConfigError:
+        return {}  # the store says so itself, and this host may start from memory
 
 
 def _name_servers() -> dict[IP, str]:

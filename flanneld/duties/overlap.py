@@ -43,7 +43,7 @@ class OverlapWatch:
             if sentence not in self._told:
                 log.warning("%s", sentence)
         if gone := set(before).difference(self._now):
-            log.info("this is over: %s", "; ".join(sorted(gone)))
+            log.info("no longer: %s", "; ".join(sorted(gone)))
             self._told -= gone
         self._told.update(self._now)
         self._remark("; ".join(self._now) or None)

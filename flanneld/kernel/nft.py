@@ -33,6 +33,8 @@ from flanneld.plan.traffic_nft import (
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_LARGEST_READ = 1 << 20
+"""Characters of another program's table, some thousand rules: a few hundredths of a second to decode."""
 Name: TypeAlias = tuple[str, str]
 """nft's word for the family, and a table's name."""
 
@@ -219,6 +221,30 @@ async def _list(name: Name) -> object:
         if "No such file or directory" in exc.detail:
             return None
         raise
+
+
+async def list_chains() -> Sequence[object]:
+    """All chains that exist, without their rules; empty where nft is not installed.
+
+    Raises:
+        KernelError: nft failed.
+    """
+    return _parse(await run("nft", "-j", "list", "chains")) if find("nft") else []
+
+
+async def list_rules(name: Name) -> Sequence[object] | None:
+    """Chains and rules of anybody's table; None when it is gone by now, or larger than one turn of the loop may take.
+
+    Raises:
+        KernelError: nft failed.
+    """
+    try:
+        text = await run("nft", "-j", "-t", "list", "table", *name)
+    except KernelError as exc:
+        if "No such file or directory" in exc.detail:
+            return None
+        raise
+    return _parse(text) if len(text) <= _LARGEST_READ else None
 
 
 def _parse(text: str) -> list[dict[str, Any]]:

@@ -41,7 +41,8 @@ _ATTR = struct.Struct("=HH")
 _HEADERS_SIZE = _HEADER.size + 4  # nlmsghdr, then nfgenmsg: family, version, resource
 
 Concerns = Callable[[int, str, str], bool]
-"""Whether a change concerns us: family (2 or 10, as in ``Family``), table, chain (empty: the whole table)."""
+"""Whether a change concerns us: family (2 or 10, as in ``Family``; 1 = both, inet), table, chain (empty: the whole
+table)."""
 
 
 class NftEvents:
@@ -180,7 +181,7 @@ class NftEvents:
         if kind != _NEWGEN:
             family = message[_HEADER.size]
             if family not in self._pending and self._concerns(family, *_table_and_chain(kind, message)):
-                self._pending.add(family)
+                self._pending.update((family,) if family in self._versions else self._versions)
             return
         # the end of a transaction
         self._generation = _generation(message)
