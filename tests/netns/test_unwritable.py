@@ -101,9 +101,9 @@ def test_file_comes_back_after_a_mount_over_its_directory(tmp_path: Path) -> Non
         + """
 async def body(path, file):
     sh("mount -t tmpfs none $T/run")
-    await until(is_right, 2)
+    await until(is_right)
     path.unlink()
-    await until(is_right, 0.7)
+    await until(is_right)
 asyncio.run(main())
 """,
     )

@@ -16,6 +16,7 @@ import pytest
 from flanneld.errors import KernelError
 from flanneld.model.addr import Prefix
 from flanneld.model.subnet_env import PreviousEnv, SubnetEnv
+from flanneld.report import held_file
 from flanneld.report.atomic import write_atomic
 from flanneld.report.subnet_file import SubnetFile
 from tests.support.wait import until
@@ -206,10 +207,16 @@ def directory_instead(path: Path) -> None:
     path.mkdir()
 
 
+@pytest.fixture
+def no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is repaired now was noticed by its event."""
+    monkeypatch.setattr(held_file, "CHECK_S", 3600.0)
+
+
 class TestHold:
     async def strike(self, path: Path, damage: Callable[[Path], None], lines: list[str], expected: list[str]) -> None:
         damage(path)
-        await until(lambda: lines == expected, 0.7, f"the lines {expected}")
+        await until(lambda: lines == expected, what=f"the lines {expected}")
         assert content(path) == RIGHT
         shutil.rmtree(path.parent.with_name("elsewhere"), ignore_errors=True)
 
@@ -227,6 +234,7 @@ class TestHold:
             (fifo, "subnet.env became unreadable (not a regular file): written again"),
         ],
     )
+    @pytest.mark.usefixtures("no_timer")
     async def test_damage_is_repaired_at_once_with_one_line(
         self, path: Path, damage: Callable[[Path], None], line: str
     ) -> None:
@@ -239,6 +247,7 @@ class TestHold:
             await self.strike(path, damage, lines, [line, line])
             assert file.problem is None
 
+    @pytest.mark.usefixtures("no_timer")
     async def test_ten_damages_in_a_row_are_each_undone_and_told_at_once(self, path: Path) -> None:
         """The audit once kept the sixth time to itself until all was quiet, five seconds later."""
         file = SubnetFile(path)
@@ -247,7 +256,7 @@ class TestHold:
             await asyncio.sleep(0)  # let it begin
             for number in range(1, 11):
                 os.unlink(path)
-                await until(lambda: len(lines) == number, 0.5, f"the line about repair {number}")  # noqa: B023
+                await until(lambda: len(lines) == number, 3.0, f"the line about repair {number}")  # noqa: B023
                 assert content(path) == RIGHT
             assert file.fight is None
 
@@ -266,7 +275,7 @@ class TestHold:
             file.update(env(1400))
             assert content(path) == env(1400)
             wanted[0] = env(1300)
-            await until(lambda: content(path) == env(1300), 2, "the new answer of content()")
+            await until(lambda: content(path) == env(1300), what="the new answer of content()")
             assert lines == []
 
     async def test_file_is_left_alone_while_nothing_is_known(self, path: Path) -> None:
