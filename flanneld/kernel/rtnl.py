@@ -37,6 +37,9 @@ _GONE: dict[type, frozenset[int]] = {
     Link: frozenset({errno.ENODEV}),
 }
 
+_NOWHERE = {errno.EINVAL: "blackhole", errno.EACCES: "prohibit", errno.EHOSTUNREACH: "unreachable"}
+"""Kinds of routes, by what a lookup answers (net/ipv4/fib_semantics.c fib_props)."""
+
 
 class Rtnl:
     """The real kernel.
@@ -263,11 +266,11 @@ class Rtnl:
         if not code or (op.verb is Verb.DELETE and code in _GONE.get(type(op.obj), ())):
             return None
         if code == errno.EEXIST and op.verb is Verb.PUT and isinstance(op.obj, Route):
-            # Routes to nowhere cannot be looked up; whose ever it is, it does what ours would do.
+            # Where ours leads nowhere, so does whatever is there: whose ever it is, it does what ours would do.
             there = self._route_at(op.obj) if op.obj.kind is RouteKind.UNICAST else op.obj
             if there == op.obj:
                 return None
-            text = f"{there} of somebody else is in the way" if there else text
+            text = f"{there} of somebody else is in the way"
         return Failure(op, KernelError(str(op), code, text))
 
     def _set(self, obj: Sysctl) -> None:
@@ -366,11 +369,14 @@ class Rtnl:
         number, before, after = self._nexthops.put(obj.dst, hop)
         return [*before, route_codec.route(obj, hop.ifindex, replace=op.was is not None, nexthop=number), *after]
 
-    def _route_at(self, obj: Route) -> Route | None:
-        """The route that holds a destination now."""
-        (body,) = self._sock.ask([route_codec.match_route(obj.dst)])
+    def _route_at(self, obj: Route) -> Route | str:
+        """The route that holds a destination now; one that leads nowhere shows only by what becomes of packets."""
+        (answer,) = self._sock.answers([route_codec.match_route(obj.dst)])
+        if isinstance(answer, int):
+            return f"route {_NOWHERE.get(answer, 'throw')} {obj.dst}"
         names = {index: name for name, index in self._index.items()}
-        return route_codec.decode_route(body, names) if body is not None else None
+        found = route_codec.decode_route(answer, names)
+        return found if found and found.dst == obj.dst else f"route throw {obj.dst}"
 
     def _route_index(self, obj: Route) -> int:
         if obj.link.startswith("#"):

@@ -206,6 +206,21 @@ def test_a_route_to_nowhere_is_read_back_by_its_protocol(ns: Netns, family: Fami
     play(ns, scenario)
 
 
+@pytest.mark.parametrize("kind", ["blackhole", "prohibit", "unreachable", "throw"])
+def test_a_route_to_nowhere_of_somebody_else_in_our_way_is_named(ns: Netns, kind: str) -> None:
+    ns.run("ip", "route", "add", kind, "10.244.9.0/24")
+    ours = Route(Prefix.parse("10.244.9.0/24"), "flannel.1", parse_ip("10.244.9.0"), onlink=True)
+
+    async def scenario(kernel: Rtnl) -> None:
+        await build(kernel, Family.V4)
+        await kernel.read(OWNERSHIP, ())
+        [failure] = await kernel.apply([Op(Verb.PUT, ours)])
+        assert f"route {kind} 10.244.9.0/24 of somebody else is in the way" in str(failure.error)
+        assert listed(ns, "ip", "-j", "route", "show", "10.244.9.0/24")[0]["type"] == kind
+
+    play(ns, scenario)
+
+
 @pytest.mark.parametrize("family", Family)
 def test_everything_written_can_be_deleted_and_deleting_it_again_is_no_failure(ns: Netns, family: Family) -> None:
     async def scenario(kernel: Rtnl) -> None:
