@@ -115,7 +115,7 @@ async def test_a_deleted_or_revoked_lease_is_created_again_with_the_same_subnet(
         await client.delete(key.path)
     else:
         await client.revoke(own.lease.ttl_id)
-    kv = await key.wait(lambda kv: kv is not None, "the key again", timeout_s=1.0)
+    kv = await key.wait(lambda kv: kv is not None, "the key again")
     assert kv.value == encode_attrs(ME)
     await until(lambda: a.own.revision == kv.mod_revision)
     assert a.own.ttl_id != own.lease.ttl_id
