@@ -80,8 +80,10 @@ PROOFS = {
         (
             "netns/test_iptables.py::TestPackets::test_a_pod_elsewhere_to_own_pod_keeps_its_source",
             "netns/test_iptables.py::test_without_forward_rules_a_dropping_policy_stops_overlay_traffic",
+            "netns/test_foreign_drop.py::test_a_chain_that_drops_whatever_we_accept_is_named",
+            "netns/test_foreign_drop.py::test_an_operator_reads_in_the_status_who_drops_and_when_it_is_over",
         ),
-        "A rule of others that rejects before ours is not named yet.",
+        "Rules of legacy iptables tables are not looked at.",
     ),
     "F09": Proof(
         "iptables-legacy and nft mixed",

@@ -165,18 +165,36 @@ def lost(lab: Lab) -> int:
     return ping(lab.host(1).pod, lab.host(2).pod_address()).lost
 
 
-def test_an_operator_reads_in_the_status_who_drops_and_when_it_is_over(make_lab: MakeLab) -> None:
-    """With nftables ours is a table of its own: Docker's policy in iptables' table still drops (failure F08)."""
+@pytest.mark.parametrize(
+    ("drop", "accept", "named"),
+    [
+        (
+            "iptables-nft -P FORWARD DROP",
+            "iptables-nft -I FORWARD -s 10.244.0.0/16 -j ACCEPT",
+            "table ip filter drops new connections from 10.244.0.0/16",
+        ),
+        (
+            f"nft table inet strict {{ chain through {{ {HEAD}; policy drop; }}; }}",
+            "nft delete table inet strict",
+            "table inet strict drops new connections from 10.244.0.0/16",
+        ),
+    ],
+    ids=["iptables", "nftables"],
+)
+def test_an_operator_reads_in_the_status_who_drops_and_when_it_is_over(
+    make_lab: MakeLab, drop: str, accept: str, named: str
+) -> None:
+    """With nftables ours is a table of its own: Docker's policy in iptables' table still drops."""
     lab = make_lab(2, config={"EnableNFTables": True})
     lab.up()
     host = lab.host(2)
     assert lost(lab) == 0
-    host.run("iptables-nft", "-P", "FORWARD", "DROP")
-    until(lambda: status(host)["remarks"], "the dropping policy is told")
+    host.run("sh", "-c", drop if drop.startswith("ip") else f"nft '{drop.removeprefix('nft ')}'")
+    until(lambda: status(host)["remarks"], "the dropping chain is told")
     [remark] = status(host)["remarks"]
-    assert "nftables table ip filter drops new connections from 10.244.0.0/16" in remark
-    assert "in its chain FORWARD, by its policy" in remark
+    assert named in remark
+    assert "by its policy" in remark
     assert lost(lab), "it is true"
-    host.run("iptables-nft", "-I", "FORWARD", "-s", "10.244.0.0/16", "-j", "ACCEPT")
+    host.run("sh", "-c", accept)
     until(lambda: not status(host)["remarks"], "it is over")
     assert lost(lab) == 0
