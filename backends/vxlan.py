@@ -183,7 +183,10 @@ class Overlay(NamedTuple):
         yield Sysctl(f"{neigh}/ucast_solicit", "0")
         yield Sysctl(f"{neigh}/mcast_solicit", "0")
         yield Sysctl(f"{neigh}/unres_qlen_bytes", str(UNRES_QUEUE_BYTES))
-        if self.family is Family.V6:
+        if self.family is Family.V4:
+            # Nobody asks here by ARP, so who does lies: the kernel would believe the sender's address
+            yield Sysctl(f"net/ipv4/conf/{self.device}/arp_ignore", "8")
+        else:
             yield Sysctl(f"net/ipv6/conf/{self.device}/accept_ra", "0")  # contract 6.13
             yield Sysctl(f"net/ipv6/conf/{self.device}/accept_dad", "0")  # nobody answers: failures F43
 

@@ -95,6 +95,12 @@ class Reconciler:
         """Wanted entries and settings that were announced as gone or changed, and what is there instead."""
         self._notes: dict[str, str] = {}
         self._flood = Flood(log, "leases that are not used")
+        self._answers = Flood(
+            log,
+            "rounds of wrong answers removed",
+            "does a pod make up neighbours? deploy/hardening keeps it from that",
+            level=logging.INFO,
+        )
         self._recreate: frozenset[str] = frozenset()
         self._full_cycles = 0
         self._full_cost_s = 0.0
@@ -277,7 +283,8 @@ class Reconciler:
         self._tell_failures(failures)
         if ops:
             deletions = [op.verb for op in ops].count(Verb.DELETE)
-            log.info(
+            say = self._answers.line if all(map(_takes_answer_back, ops)) else log.info
+            say(
                 "reconciled reason=%s leases=%d add=%d del=%d failed=%d took_ms=%.1f",
                 ",".join(reasons.names) or "check",
                 len(self._table),
@@ -300,7 +307,7 @@ class Reconciler:
     def _is_repair(self, op: Op) -> bool:
         """Whether an operation undoes what somebody else did, and not what a lease asked for."""
         if op.verb is Verb.DELETE:
-            return op.obj not in self._fresh
+            return op.obj not in self._fresh and not _takes_answer_back(op)
         if op.verb is Verb.CREATE:
             return any(isinstance(obj, Link) and obj.name == subject(op.obj)[1] for obj in self._settled)
         if isinstance(op.obj, Link | Address | Sysctl | Offload):
@@ -320,8 +327,16 @@ class Reconciler:
     def _tell_notes(self, notes: dict[str, str]) -> None:
         for key, note in notes.items():
             if self._notes.get(key) != note:
-                self._flood.warning("%s", note)
+                self._flood.line("%s", note)
         self._notes = notes
+
+
+def _takes_answer_back(op: Op) -> bool:
+    """Whether it removes an answer to a miss: outdated, or made up over the tunnel, thousands at a time if need be.
+
+    It is no repair that people would want to read of one by one, or that could be fought about.
+    """
+    return op.verb is Verb.DELETE and isinstance(op.obj, Neighbour) and not op.obj.permanent
 
 
 def _fight(op: Op, by: str) -> str:

@@ -142,7 +142,7 @@ _SETTINGS = [
     (version, "neigh", key)
     for version in ("ipv4", "ipv6")
     for key in ("app_solicit", "ucast_solicit", "mcast_solicit", "unres_qlen_bytes")
-] + [("ipv6", "conf", "accept_dad")]
+] + [("ipv4", "conf", "arp_ignore"), ("ipv6", "conf", "accept_dad")]
 """``backends/vxlan.py`` says why; ``accept_ra`` is not among them, Go flanneld turns it off too (contract 6.13)."""
 
 

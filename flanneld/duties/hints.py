@@ -38,6 +38,7 @@ class HintFilter:
             desired=self._path.desired,
             own=self._path.own,
             watch_routes=self._path.watches_routes,
+            answer_is_right=self._path.answer_is_right,
         )
         if isinstance(found, str):
             (self._underlay if found.startswith("underlay") else self._wake)(found)

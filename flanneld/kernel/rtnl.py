@@ -17,7 +17,7 @@ from typing import assert_never
 
 from flanneld.contracts import Failure
 from flanneld.errors import KernelError
-from flanneld.kernel import ethtool, link_codec, neigh_codec, nexthops, procfs, route_codec
+from flanneld.kernel import conf_codec, ethtool, link_codec, neigh_codec, nexthops, procfs, route_codec
 from flanneld.kernel.nexthops import Hop, Nexthops
 from flanneld.kernel.nlsocket import BATCH_MESSAGES, DUMP_RETRIES, Socket
 from flanneld.model.addr import IP, MAC, Family
@@ -284,16 +284,18 @@ class Rtnl:
 
     def _set_over_netlink(self, obj: Sysctl) -> None:
         _net, version, kind, device, name = obj.path.split("/")
-        if kind != "neigh" or name not in neigh_codec.NEIGH_SETTINGS:
+        if version == "ipv4" and kind == "conf" and name in conf_codec.IPV4_SETTINGS:
+            request = conf_codec.ipv4_setting(self.index(device), name, int(obj.value))
+        elif kind == "neigh" and name in neigh_codec.NEIGH_SETTINGS:
+            family = Family.V4 if version == "ipv4" else Family.V6
+            request = neigh_codec.neigh_setting(family, self.index(device), name, int(obj.value))
+        else:
             # What remains are router advertisements and duplicate address detection on a device that hears
             # neither: worth a line, not worth a host (flannel ignores the error as well, contract 6.13).
             log.warning("%s cannot be set, /proc/sys is read-only: going on without", obj)
             self._given_up[obj.path] = obj.value
             return
-        family = Family.V4 if version == "ipv4" else Family.V6
-        ((code, text),) = self._sock.batch(
-            [neigh_codec.neigh_setting(family, self.index(device), name, int(obj.value))]
-        )
+        ((code, text),) = self._sock.batch([request])
         if code:
             raise KernelError(f"set {obj}", code, text)
 

@@ -8,14 +8,20 @@ from typing import NamedTuple
 from flanneld.model.addr import format_mac
 from flanneld.model.objects import Address, Fdb, KernelObject, Link, Neighbour, Route, Sysctl, subject
 from flanneld.model.state import State
-from flanneld.plan.diff import Op, Verb
+from flanneld.plan.diff import AnswerIsRight, Op, Verb
 from flanneld.plan.ownership import Ownership
 
 Entry = Fdb | Neighbour | Route
 
 
 def judge(
-    obj: Link | Address | Entry, *, new: bool, desired: State, own: Ownership, watch_routes: bool
+    obj: Link | Address | Entry,
+    *,
+    new: bool,
+    desired: State,
+    own: Ownership,
+    watch_routes: bool,
+    answer_is_right: AnswerIsRight = lambda _: True,
 ) -> str | Entry | None:
     """What a notification calls for.
 
@@ -25,6 +31,7 @@ def judge(
         desired: what we want, as of now.
         own: what is ours.
         watch_routes: whether routes of others decide something here (DirectRouting).
+        answer_is_right: judges the answers to misses, which are not part of ``desired``.
 
     Returns:
         An entry that has to be put back; or the reason for a full look; or None when it agrees with what we
@@ -43,8 +50,11 @@ def judge(
             want = desired.neighbours.get((obj.link, obj.ip)) if obj.link in own.devices else None
             if want is not None:
                 return None if new and obj == want else want
-            # only programmed entries are a surprise; answered misses age as the kernel sees fit
-            return "neighbour" if new and obj.permanent and obj.link in own.devices else None
+            if not new or obj.link not in own.devices:
+                return None
+            # Answered misses age as the kernel sees fit. What is no answer of ours, somebody has told the kernel over
+            # the tunnel: whoever can send there can make up neighbour discovery.
+            return "neighbour" if obj.permanent or (obj.mac and not answer_is_right(obj)) else None
         case Fdb():
             entry = desired.fdb.get((obj.link, obj.mac))
             if entry is not None:

@@ -85,7 +85,7 @@ class LeaseReader:
             if self._noted.get(hash(kv.key)) != kv.mod_revision:
                 self._noted[hash(kv.key)] = kv.mod_revision
                 name = shown(self._keys.name(kv.key).encode("utf-8", "surrogateescape"))
-                self._flood.warning("lease skipped, other peers are not affected key=%s reason=%s", name, error)
+                self._flood.line("lease skipped, other peers are not affected key=%s reason=%s", name, error)
             return None
         if self._noted:
             self._noted.pop(hash(kv.key), None)

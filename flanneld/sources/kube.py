@@ -236,7 +236,7 @@ class KubeStore:
         except PeerDataError as error:
             if self._noted.get(name) != str(error):
                 self._noted[name] = str(error)
-                self._flood.warning("node skipped, other peers are not affected node=%s reason=%s", name, error)
+                self._flood.line("node skipped, other peers are not affected node=%s reason=%s", name, error)
             return None
         if self._noted:
             self._noted.pop(name, None)

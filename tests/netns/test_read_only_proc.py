@@ -36,7 +36,7 @@ def ns() -> Iterator[Netns]:
         yield ns
 
 
-def test_misses_are_switched_on_over_netlink(ns: Netns) -> None:
+def test_settings_are_made_over_netlink(ns: Netns) -> None:
     script = 'mount -t proc proc /proc; mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; exec "$@"'
     inside = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh", sys.executable, "-c", CODE]
     argv = ["ip", "netns", "exec", ns.name, *inside]
@@ -45,3 +45,4 @@ def test_misses_are_switched_on_over_netlink(ns: Netns) -> None:
     assert "problem: None" in done.stdout
     for setting, value in (("app_solicit", "3"), ("mcast_solicit", "0"), ("unres_qlen_bytes", "4194304")):
         assert ns.run("cat", f"/proc/sys/net/ipv4/neigh/flannel.1/{setting}").strip() == value
+    assert ns.run("cat", "/proc/sys/net/ipv4/conf/flannel.1/arp_ignore").strip() == "8"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from flanneld.model.addr import MAC, Prefix, parse_ip, parse_mac
@@ -82,6 +84,17 @@ def test_an_entry_that_makes_room_for_ours_is_no_damage() -> None:
 def test_a_stranger_on_our_device_or_in_our_name_deserves_a_look(obj: Address | Entry, reason: str) -> None:
     assert judged(obj, new=True) == reason
     assert judged(obj, new=False) is None
+
+
+def test_an_answer_that_is_not_ours_deserves_a_look() -> None:
+    """Somebody made it up over the tunnel, and packets would go where it says."""
+    lie = Neighbour(DEVICE, parse_ip("10.5.2.9"), MAC9, permanent=False)
+    judged_lie = partial(judge, desired=DESIRED, own=OWN, watch_routes=False, answer_is_right=lambda n: n.mac == MAC2)
+    assert judged_lie(lie, new=True) == "neighbour"
+    assert judged_lie(lie, new=False) is None
+    assert judged_lie(lie._replace(link="eth0"), new=True) is None
+    assert judged_lie(lie._replace(mac=MAC(b"")), new=True) is None
+    assert judged_lie(lie._replace(mac=MAC2), new=True) is None
 
 
 @pytest.mark.parametrize(
