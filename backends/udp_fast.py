@@ -36,7 +36,7 @@ from flanneld.kernel.bpf import Loaded, Map
 from flanneld.kernel.egress import egress_interfaces
 from flanneld.kernel.nlsocket import Socket
 from flanneld.kernel.tc import Direction
-from flanneld.kernel.veth import ensure_pair, link_header_bytes, remove_pair
+from flanneld.kernel.veth import ensure_pair, is_as_made, link_header_bytes, remove_pair
 from flanneld.kernel.xfrm import has_policies
 from flanneld.model.addr import IP, Prefix, format_ip
 
@@ -84,6 +84,7 @@ class FastPath:
         """By public address of a peer, whether it is reached through another than the external interface."""
         self._attached: dict[tuple[str, Direction, str], tuple[int, int]] = {}
         """By device, direction and name of our filters: interface index and program."""
+        self._pair: frozenset[int] = frozenset()
 
     def probe(self, cfg: FastConfig) -> str | None:
         """Find out by doing it: build, load, run and attach everything, on a scratch pair of devices.
@@ -134,7 +135,8 @@ class FastPath:
     def is_intact(self) -> bool:
         """Whether all that was attached still is; if not, ``reattach`` repairs it.
 
-        Somebody may have removed a qdisc with everybody's filters, or made a device again under its old name.
+        Somebody may have removed a qdisc with everybody's filters, made a device again under its old name, or taken an
+        end of the pair down.
 
         Raises:
             KernelError: the kernel cannot be asked.
@@ -148,11 +150,15 @@ class FastPath:
                     return False
             except OSError:
                 return False
-        return True
+        return self._cfg is not None and is_as_made(self._sock, *_pair_names(self._cfg.tun))
+
+    def pair(self) -> frozenset[int]:
+        """Interface indexes of the compat pair."""
+        return self._pair
 
     def devices(self) -> frozenset[int]:
         """Interface indexes of the devices that packets flow through."""
-        return frozenset(ifindex for ifindex, _program in self._attached.values())
+        return self._pair.union(ifindex for ifindex, _program in self._attached.values())
 
     @property
     def port_id(self) -> int:
@@ -261,8 +267,9 @@ class FastPath:
         if sock is None or counters is None:
             raise RuntimeError("the data path has not been started")
         tun, ext = _index(cfg.tun), _index(cfg.ext)
-        near_name, far_name = f"{cfg.tun}c0", f"{cfg.tun}c1"
+        near_name, far_name = _pair_names(cfg.tun)
         near, far = ensure_pair(sock, near_name, far_name)
+        self._pair = frozenset({near, far})
         link_header = link_header_bytes(cfg.ext)
         split = Decap(tables.sources.fd, counters.fd, cfg.ext_ip, cfg.port, tun, programs.ETHERNET, far_end=True)
         receive = split._replace(link_header=link_header, split_ifindex=near if link_header else 0, far_end=False)
@@ -378,6 +385,10 @@ def _obstacle(cfg: FastConfig) -> str | None:
         return "this host has IPsec policies, which the kernel data path would go around"
     _index(cfg.ext)
     return None
+
+
+def _pair_names(tun: str) -> tuple[str, str]:
+    return f"{tun}c0", f"{tun}c1"
 
 
 def _filter_name(tun: str, role: str) -> str:

@@ -141,7 +141,9 @@ class UdpRunner:
         if self._repairs is not None and self._repairs.may("filters and devices"):
             fast.reattach(cfg)
             self._watch_hooks(fast)
-            self._repairs.tell("restored the udp data path's filters and devices: somebody had removed some of them")
+            self._repairs.tell(
+                "restored the udp data path's filters and devices: somebody had removed or changed some of them"
+            )
 
     def close(self) -> None:
         """The daemon ends: the kernel path stays and forwards for its successor, the pump's TUN goes."""
@@ -213,7 +215,7 @@ class UdpRunner:
         if self._hooks is None:
             self._hooks = HookListener(lambda: self._around.look("udp filters"), tc.PRIORITIES, fast.port_id)
             self._hooks.start()
-        self._hooks.devices = fast.devices()
+        self._hooks.devices, self._hooks.kept = fast.devices(), fast.pair()
 
     def _watch_maps(self, fast: FastPath) -> None:
         """Look into the maps now and then, and as soon as the pump gets a packet that was not for it."""

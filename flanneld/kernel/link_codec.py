@@ -135,6 +135,11 @@ def link_delete(ifindex: int) -> bytes:
     return message(RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0))
 
 
+def get_link(ifindex: int) -> bytes:
+    """Ask for one device."""
+    return message(RTM_GETLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, ifindex, 0, 0))
+
+
 def dump_links() -> bytes:
     """Ask for all devices, without statistics."""
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + put_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)

@@ -184,7 +184,7 @@ class RuleListener(_Listener):
 
 
 class HookListener(_Listener):
-    """Tells when one of some devices is removed, a qdisc or filter on it too, or a filter of ours is replaced.
+    """Tells when one of some devices is removed or changed, or a qdisc or filter on it, or a filter of ours replaced.
 
     What is there instead the caller finds out.
 
@@ -199,16 +199,24 @@ class HookListener(_Listener):
         self._changed, self._priorities, self._own_port = changed, priorities, own_port
         self.devices: frozenset[int] = frozenset()
         """Interface indexes of those that matter."""
+        self.kept: frozenset[int] = frozenset()
+        """Those of them whose settings matter, too."""
 
     def take(self, datagrams: Sequence[bytes]) -> None:
         """One call for all that one turn brought."""
         for datagram in datagrams:
             for kind, _flags, _seq, pid, body in nlmsg.messages(datagram):
                 # ifinfomsg and tcmsg both have their index at offset 4
-                matters = kind in REMOVALS or (kind == RTM_NEWTFILTER and pid != self._own_port and self._is_ours(body))
-                if matters and struct.unpack_from("=i", body, 4)[0] in self.devices:
+                if self._matters(kind, body, struct.unpack_from("=i", body, 4)[0], pid == self._own_port):
                     self._changed()
                     return
+
+    def _matters(self, kind: int, body: memoryview, ifindex: int, by_us: bool) -> bool:
+        if kind == nlmsg.RTM_NEWLINK:
+            return ifindex in self.kept and not by_us
+        return ifindex in self.devices and (
+            kind in REMOVALS or (kind == RTM_NEWTFILTER and not by_us and self._is_ours(body))
+        )
 
     def _is_ours(self, tcmsg: memoryview) -> bool:
         """Whether a filter has one of our priorities, as one has that was put in the place of ours."""

@@ -8,6 +8,7 @@ Sources: include/uapi/linux/{veth,if_link,sockios}.h.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import socket
@@ -15,7 +16,7 @@ import struct
 
 from flanneld.errors import KernelError
 from flanneld.kernel import link_codec, nlmsg
-from flanneld.kernel.ethtool import finish_in_software
+from flanneld.kernel.ethtool import finish_in_software, tx_checksums
 from flanneld.kernel.nlsocket import Socket
 
 SIOCGIFHWADDR = 0x8927
@@ -47,14 +48,30 @@ def ensure_pair(sock: Socket, left: str, right: str, mtu: int = MTU) -> tuple[in
         KernelError: no veth in this kernel, no permission, or a device of such a name is something else.
     """
     try:
-        indexes = socket.if_nametoindex(left), socket.if_nametoindex(right)
+        indexes = _indexes(left, right)
     except OSError:
+        _remove_half(sock, left, right)
         _create(sock, left, right, mtu)
-        indexes = socket.if_nametoindex(left), socket.if_nametoindex(right)
+        indexes = _indexes(left, right)
     for name, ifindex in zip((left, right), indexes, strict=True):
         finish_in_software(name)
-        _settle(sock, name, ifindex)
+        _settle(sock, name, ifindex, mtu)
     return indexes
+
+
+def is_as_made(sock: Socket, left: str, right: str, mtu: int = MTU) -> bool:
+    """Whether a pair is there and as ``ensure_pair`` leaves it.
+
+    Raises:
+        KernelError: the kernel cannot be asked.
+    """
+    try:
+        answers = sock.ask([link_codec.get_link(ifindex) for ifindex in _indexes(left, right)])
+    except OSError:
+        return False
+    return all(body is not None and _is_settled(body, mtu) for body in answers) and not any(
+        map(tx_checksums, (left, right))
+    )
 
 
 def remove_pair(sock: Socket, left: str) -> None:
@@ -89,6 +106,25 @@ def link_header_bytes(name: str) -> int:
     return _LINK_HEADERS[kind]
 
 
+def _indexes(left: str, right: str) -> tuple[int, int]:
+    return socket.if_nametoindex(left), socket.if_nametoindex(right)
+
+
+def _remove_half(sock: Socket, left: str, right: str) -> None:
+    """Remove the end that has kept its name, when the other one was renamed or moved, which goes with it."""
+    for name in (left, right):
+        with contextlib.suppress(OSError):
+            [body] = sock.ask([link_codec.get_link(socket.if_nametoindex(name))])
+            if body is not None and link_codec.kind_of(body) == "veth":
+                remove_pair(sock, name)
+
+
+def _is_settled(body: memoryview, mtu: int) -> bool:
+    _index, end = link_codec.decode_link(body)
+    segments = nlmsg.u32(nlmsg.attrs(body, _IFINFO.size).get(IFLA_GSO_MAX_SEGS))
+    return end.up and end.mtu == mtu and not end.extra and segments == 1
+
+
 def _create(sock: Socket, left: str, right: str, mtu: int) -> None:
     head = _IFINFO.pack(0, 0, 0, 0, 0)
     peer = nlmsg.attr(VETH_INFO_PEER | nlmsg.NLA_F_NESTED, head + _named(right, mtu))
@@ -111,15 +147,16 @@ def _named(name: str, mtu: int) -> bytes:
     )
 
 
-def _settle(sock: Socket, name: str, ifindex: int) -> None:
-    """One segment a packet, no IPv6 address of its own (so no router solicitations), up."""
+def _settle(sock: Socket, name: str, ifindex: int, mtu: int) -> None:
+    """One segment a packet, in no bridge, no IPv6 address of its own (so no router solicitations), up."""
     none = nlmsg.attr(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,)))
     ipv6 = nlmsg.attr(IFLA_AF_SPEC | nlmsg.NLA_F_NESTED, nlmsg.attr(socket.AF_INET6 | nlmsg.NLA_F_NESTED, none))
     still = _IFINFO.pack(0, 0, ifindex, 0, 0)
     up = _IFINFO.pack(0, 0, ifindex, link_codec.IFF_UP, link_codec.IFF_UP)
-    segments = nlmsg.attr(IFLA_GSO_MAX_SEGS, struct.pack("=I", 1))
+    settings = nlmsg.put_u32(IFLA_GSO_MAX_SEGS, 1) + nlmsg.put_u32(link_codec.IFLA_MTU, mtu)
+    settings += nlmsg.put_u32(link_codec.IFLA_MASTER, 0)
     _quiet, (code, text) = sock.batch(  # without IPv6 in the kernel the first is refused, and not needed
-        [nlmsg.message(nlmsg.RTM_NEWLINK, 0, still + ipv6), nlmsg.message(nlmsg.RTM_NEWLINK, 0, up + segments)]
+        [nlmsg.message(nlmsg.RTM_NEWLINK, 0, still + ipv6), nlmsg.message(nlmsg.RTM_NEWLINK, 0, up + settings)]
     )
     if code:
         raise KernelError(f"bring up device {name}", code, text)

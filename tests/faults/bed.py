@@ -316,7 +316,7 @@ class Bed:
         for kind in ("routes", "routes6"):  # to our own address, which the local table knows as well
             found[kind] = [line for line in found[kind] if not own_local.search(line)]
         found["filters"] = [re.sub(r" id \d+ name \S+ tag \w+ jited", "", line) for line in found["filters"]]
-        found["links"] = [line for line in found["links"] if '"flannel0c' not in line]  # made anew with another MAC
+        found["links"] = [re.sub(r'("flannel0c.", \w+, )"[^"]+"', r"\1-", line) for line in found["links"]]  # made anew
         if self.case.is_on_demand:
             mine = f" dev {self.case.device} "
             for kind in ("routes", "neighbours", "fdb"):

@@ -65,4 +65,20 @@ MEDDLING = [
     ),
     Fault("route of ours thrown", ("F15",), ("host-gw",), "ip route replace throw {subnet} proto 86"),
     Fault("route of ours prohibited", ("F15",), ("host-gw",), "ip route replace prohibit {subnet} proto 86"),
+    Fault("end of the pair of devices down", ("F30",), ("udp",), "ip link set flannel0c0 down"),
+    Fault("MTU of the pair of devices lowered", ("F30",), ("udp",), "ip link set flannel0c0 mtu 1400"),
+    Fault("offloads of the pair of devices switched on", ("F03",), ("udp",), "ethtool -K flannel0c0 tx on"),
+    Fault(
+        "end of the pair of devices renamed",
+        ("F30",),
+        ("udp",),
+        "ip link set flannel0c0 down; ip link set flannel0c0 name gone0; ip link set gone0 up",
+    ),
+    Fault(
+        "end of the pair of devices put into a bridge",
+        ("F31",),
+        ("udp",),
+        "ip link add fbr0 type bridge; ip link set flannel0c1 master fbr0",
+        undo="ip link del fbr0",
+    ),
 ]
