@@ -23,6 +23,7 @@ from backends.udp_programs import (
     IPV4,
     KEY,
     OVERHEAD,
+    SEAL_AT,
     SKB_GSO_SIZE,
     TC_ACT_SHOT,
     TC_ACT_UNSPEC,
@@ -120,6 +121,15 @@ def _find_peer(p: Program, spec: Encap) -> None:
     look_up(p, spec.peers_fd, KEY)
     p.branch(R0, "==", 0, "leave", bits=64)
     p.copy(R7, R0)
+    p.note("an entry that somebody else wrote is for the pump, which knows the peer and has the map looked into")
+    p.load(R2, R7, 0, 32)
+    if spec.prefix_length is not None:
+        p.load(R3, FP, KEY, 32)
+        p.compute(R2, "+", R3)
+    p.load(R3, R7, 4, 32)
+    p.compute(R2, "^", R3)
+    p.load(R3, R7, SEAL_AT, 32)
+    p.branch(R2, "!=", R3, "leave")
     p.load(R2, R7, 6, 16)
     p.branch(R2, "&", FLAG_LEAVE, "leave")
 

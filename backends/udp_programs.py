@@ -31,12 +31,13 @@ ETHERNET, IPV4, UDP = 14, 20, 8
 OVERHEAD: Final = IPV4 + UDP
 IPPROTO_TCP, IPPROTO_UDP = 6, 17
 
-PEER = struct.Struct("=4s2sH")
-"""Value of the peer map: public address and port in network order, flags."""
+PEER = struct.Struct("=4s2sHI")
+"""Value of the peer map: public address and port in network order, flags, seal."""
 FLAG_COMPAT: Final = 1
 """It reads a socket, so checksums must be finished."""
 FLAG_LEAVE: Final = 2
 """It is not reached through the external interface; the pump, which asks the routing table, sends to it."""
+SEAL_AT: Final = 8
 KEY, INDEX, SEGMENTS = -80, -84, -88
 """Places on the stack, below those of the headers."""
 COUNTER_BYTES: Final = 16

@@ -1,8 +1,9 @@
 """When the udp backend looks into the maps of its programs, and how often it undoes what others do.
 
 The kernel announces no change of a map. What tells is a packet that comes to the pump although its peer is in the
-maps: then an entry of it is gone. What only diverts packets, or admits some, is found by looking now and then. A look
-costs a system call a map and a comparison of bytes, while nothing has changed (5000 peers: 3 ms).
+maps: its entry is gone, or was written by somebody else, which its seal shows to the program. What only admits packets
+is found by looking now and then. A look costs a system call a map and a comparison of bytes, while nothing has changed
+(5000 peers: 3 ms).
 """
 
 from __future__ import annotations

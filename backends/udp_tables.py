@@ -12,13 +12,14 @@ from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from backends.udp_packet import UdpPeer
-from backends.udp_programs import COUNTER_BYTES, FLAG_COMPAT, FLAG_LEAVE, PEER, Count
+from backends.udp_programs import COUNTER_BYTES, FLAG_COMPAT, FLAG_LEAVE, PEER, SEAL_AT, Count
 from flanneld.kernel.bpf import Loaded, Map, MapKind
 from flanneld.model.addr import IP, Prefix
 
 SMALLEST = 1024
 """Entries of the smallest tables. Memory is taken as entries come, so only the buckets cost: 16 KiB."""
 COUNTERS_NAME = "flannel_counts"
+_WORD, _WORDS = struct.Struct("=I"), struct.Struct("=II")
 _SOURCE_VALUE = b"\x01\0\0\0"
 
 
@@ -165,8 +166,20 @@ def entries(peers: Mapping[Prefix, UdpPeer], shape: Shape, left: Set[IP] = froze
     for subnet, peer in peers.items():
         if len(subnet.ip) == len(peer.ip) == 4:
             flags = (0 if peer.kernel_rx else FLAG_COMPAT) | (FLAG_LEAVE if peer.ip in left else 0)
-            result[_key(subnet, shape)] = PEER.pack(peer.ip, peer.port.to_bytes(2, "big"), flags)
+            key = _key(subnet, shape)
+            value = PEER.pack(peer.ip, peer.port.to_bytes(2, "big"), flags, 0)
+            result[key] = value[:SEAL_AT] + _seal(key, value)
     return result
+
+
+def _seal(key: bytes, value: bytes) -> bytes:
+    """What shows a program that an entry is whole; ``udp_encap`` computes the same.
+
+    Of a trie it knows what it looked for, but not the key that it found.
+    """
+    address, rest = _WORDS.unpack_from(value)
+    [where] = _WORD.unpack(key) if len(key) == _WORD.size else (0,)
+    return _WORD.pack((address + where & 0xFFFFFFFF) ^ rest)
 
 
 def _key(subnet: Prefix, shape: Shape) -> bytes:

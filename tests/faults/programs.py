@@ -57,7 +57,7 @@ def _delete_peer(bed: Bed) -> None:
 
 
 def _bend(bed: Bed) -> None:
-    """Its packets go to a host that is not there: nobody sees that but who looks into the map."""
+    """Its packets would go to a host that is not there."""
     peer, nowhere = (bytes(parse_ip(bed.words[word])) for word in ("host", "nowhere"))
     for found in _maps(bed):
         found.update({key: nowhere + value[4:] for key, value in found.items().items() if value[:4] == peer})
@@ -84,5 +84,5 @@ PROGRAMS = [
     Fault("programs replaced by others", ("F30",), ("udp",), act=_replace),
     Fault("maps of the programs emptied", ("F30",), ("udp",), act=_empty, lost_at_most=0),
     Fault("a peer deleted from the maps", ("F30",), ("udp",), act=_delete_peer, lost_at_most=0),
-    Fault("a peer bent to another host in the maps", ("F30",), ("udp",), act=_bend),
+    Fault("a peer bent to another host in the maps", ("F30",), ("udp",), act=_bend, lost_at_most=0),
 ]

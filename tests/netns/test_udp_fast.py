@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -195,6 +195,11 @@ def test_a_hashed_source_port_is_dynamic_and_everything_else_stays() -> None:
 # ---- tables ----------------------------------------------------------------------------------------
 
 
+def entry(tables: Tables, number: int) -> bytes:
+    """Address, port and flags of the peer with the subnet 10.5.<number>.0."""
+    return (tables.peers.lookup(bytes((10, 5, number, 0))) or b"")[:8]
+
+
 def test_tables_follow_the_peers_and_write_only_the_difference() -> None:
     many = {Prefix.parse(f"10.5.{i}.0/24"): UdpPeer(parse_ip(f"192.0.2.{i}"), 8285, False) for i in range(2, 250)}
     with contextlib.closing(Tables(Shape(24, 1024))) as tables:
@@ -203,7 +208,7 @@ def test_tables_follow_the_peers_and_write_only_the_difference() -> None:
         moved = {**many, Prefix.parse("10.5.9.0/24"): UdpPeer(parse_ip("203.0.113.9"), 8285, True)}
         assert tables.apply(moved) == 3  # new source, changed peer, old source
         assert set(tables.peers.keys()) == {bytes(subnet.ip) for subnet in moved}
-        assert tables.peers.lookup(bytes((10, 5, 9, 0))) == parse_ip("203.0.113.9") + b"\x20\x5d\0\0"
+        assert entry(tables, 9) == parse_ip("203.0.113.9") + b"\x20\x5d\0\0"
         tables.apply({})
         assert tables.peers.keys() == tables.sources.keys() == []
 
@@ -213,7 +218,7 @@ def test_two_leases_that_differ_in_host_bits_share_an_entry_until_the_last_is_go
     with contextlib.closing(Tables(Shape(24, 16))) as tables:
         tables.apply({**first, **second, Prefix.parse("fd00:2::/64"): UdpPeer(EXT_IP, 8285, True)})
         tables.apply(first)
-        assert tables.peers.lookup(bytes((10, 5, 2, 0))) == parse_ip("192.0.2.1") + b"\x20\x5d\0\0"
+        assert entry(tables, 2) == parse_ip("192.0.2.1") + b"\x20\x5d\0\0"
         tables.apply({})
         assert tables.peers.keys() == []
 
@@ -286,6 +291,38 @@ def test_the_longest_prefix_wins_in_a_trie() -> None:
             for target, peer in (("10.5.2.9", 24), ("10.5.3.9", 20)):
                 packet = golden.ipv4(golden.POD, target, golden.UDP, golden.udp(golden.POD, target))
                 assert loaded.run(ETHERNET + packet).packet[30:34] == parse_ip(f"192.0.2.{peer}")
+
+
+TO_POD = ETHERNET + golden.ipv4(golden.POD, "10.5.2.9", golden.UDP, golden.udp(golden.POD, "10.5.2.9"))
+
+
+@contextlib.contextmanager
+def sending(length: int | None) -> Iterator[tuple[Tables, Callable[[], bool]]]:
+    """Tables with two peers, and a function that tells whether a program sends a packet to the first of them."""
+    with contextlib.closing(Tables(Shape(length, 16))) as tables, contextlib.closing(make_counters()) as counts:
+        tables.apply({Prefix.parse(f"10.5.{n}.0/24"): UdpPeer(parse_ip(f"192.0.2.{n}"), 8285, True) for n in (2, 3)})
+        spec = Encap(tables.peers.fd, counts.fd, EXT_IP, ELSEWHERE, 8285, length)
+        with contextlib.closing(Loaded.load("t", encap("t", spec).code())) as loaded:
+            yield tables, lambda: loaded.run(TO_POD).verdict == programs.TC_ACT_REDIRECT
+
+
+@pytest.mark.parametrize("length", [24, None], ids=["hash", "trie"])
+@pytest.mark.parametrize("byte", [0, 3, 4, 6], ids=["address", "its end", "port", "flags"])
+def test_a_program_does_not_send_by_an_entry_that_somebody_changed(length: int | None, byte: int) -> None:
+    with sending(length) as (tables, sends):
+        assert sends()
+        [key] = (key for key in tables.peers.items() if key.endswith(bytes((10, 5, 2, 0))))
+        value = tables.peers.lookup(key) or b""
+        tables.peers.update({key: value[:byte] + bytes((value[byte] ^ 4,)) + value[byte + 1 :]})
+        assert not sends()
+        assert tables.mend() == 1
+        assert sends()
+
+
+def test_a_program_does_not_send_by_an_entry_copied_from_another_peers() -> None:
+    with sending(24) as (tables, sends):
+        tables.peers.update({bytes((10, 5, 2, 0)): tables.peers.lookup(bytes((10, 5, 3, 0))) or b""})
+        assert not sends()
 
 
 # ---- traffic ---------------------------------------------------------------------------------------
