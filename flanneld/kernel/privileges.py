@@ -1,5 +1,7 @@
 """Gives up what root may do and this daemon does not need: capabilities of this process and of the tools it runs.
 
+And core files: one would hold passwords and keys, in a place that nobody guards.
+
 A flaw in a parser of foreign bytes must not be worth the whole machine. What stays is enough to configure the network
 (design/threat-model.md says why each). Nothing here fails: a process that may not give something up goes on with it.
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
@@ -70,6 +73,8 @@ def keep_at_start(written: Iterable[str]) -> None:
     if foreign:
         log.info("the capability DAC_OVERRIDE is kept, to write where another user owns path=%s", ",".join(foreign))
     _keep(ALWAYS | AT_START | _for_programs() | ({Cap.DAC_OVERRIDE} if foreign else frozenset()))
+    # the upper limit stays: prlimit(1) can switch them on for a running daemon
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def keep_at_work(backend_type: str) -> None:

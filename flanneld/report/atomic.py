@@ -84,7 +84,7 @@ def make_directory(path: Path) -> None:
         return
     make_directory(path.parent)
     with contextlib.suppress(FileExistsError):
-        path.mkdir()
+        path.mkdir(0o755)  # a umask of 0 must not let others in before the next line
         path.chmod(0o755)
 
 

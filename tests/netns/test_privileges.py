@@ -54,6 +54,7 @@ def test_a_daemon_at_work_holds_few_capabilities_and_repairs_all_the_same(
     assert sets["CapPrm"] == sets["CapEff"] == sets["CapBnd"] == wanted
     assert sets["CapInh"] == sets["CapAmb"] == set()
     assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+    assert re.search(r"^Max core file size +0 ", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
     if backend == "udp":
         assert "kernel" in first.daemon.log()
     # firewall tools, netlink and settings work without the rest
