@@ -28,6 +28,9 @@ log = logging.getLogger("flanneld")
 LOOK_S = 10.0
 """The kernel forgets a flow without answers, as a tunnel's are, after 30 s (nf_conntrack_udp_timeout)."""
 
+FIRST_S = 2.0
+"""Before the first walk: a start has better things to do."""
+
 LOOK_SHARE = 0.003
 """Longest share of one processor that looks may take, as long as that does not make them rarer than ``RARELY_S``."""
 
@@ -70,6 +73,9 @@ class ChecksumWatch:
 
     async def run(self) -> None:
         """Look for ever."""
+        if self._release < CAN_ASK:
+            await self.look()
+        await asyncio.sleep(FIRST_S)
         while True:
             began = time.monotonic()
             await self.look()
