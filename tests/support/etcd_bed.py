@@ -112,6 +112,7 @@ class EtcdBed:
             self.switch.run("ip", "link", "set", f"p{number}", "master", "br0", "up")
             netns.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
             netns.run("ip", "link", "set", "eth0", "up")
+        self.host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")  # else that is a remark on being ready
         certificates = Certificates(self.directory / "tls") if self._tls else None
         cluster = Cluster(
             certificates=certificates,
