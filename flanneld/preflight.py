@@ -13,7 +13,7 @@ from flanneld.kernel.resolvers import name_servers
 from flanneld.model.addr import IP
 from flanneld.model.netconf import NetConf
 from flanneld.model.options import Options
-from flanneld.plan.overlap import Mine, Needed, former_subnets, overlaps, refusal
+from flanneld.plan.overlap import Mine, Needed, former_subnets, overlaps, refusal, sentences
 from flanneld.sources.servers import resolved, store_hosts
 
 
@@ -34,7 +34,7 @@ async def look_for_overlaps(options: Options, conf: NetConf, mine: Mine) -> list
     found = overlaps(conf, host, mine, needed)
     if not options.allow_overlap and (sentence := refusal(found)):
         raise Unavailable(sentence)
-    return [str(overlap) for overlap in found]
+    return sentences(found)
 
 
 def _store_hosts(options: Options) -> dict[str, str]:

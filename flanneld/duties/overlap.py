@@ -12,7 +12,7 @@ from flanneld.contracts import DataPath
 from flanneld.errors import ConfigError
 from flanneld.model.host import HostNet
 from flanneld.model.netconf import NetConf
-from flanneld.plan.overlap import Mine, Overlap, overlaps, refusal
+from flanneld.plan.overlap import Mine, Overlap, overlaps, refusal, sentences
 from flanneld.problems import Problem
 from flanneld.startup import Standing, is_flannel
 
@@ -38,7 +38,7 @@ class OverlapWatch:
 
     def look(self, net: HostNet) -> bool:
         """Judge a snapshot that has the routes into the cluster network; returns whether something overlaps."""
-        before, self._now = self._now, list(map(str, self._overlaps(self._standing.conf, net)))
+        before, self._now = self._now, sentences(self._overlaps(self._standing.conf, net))
         for sentence in self._now:
             if sentence not in self._told:
                 log.warning("%s", sentence)

@@ -30,7 +30,7 @@ WITHOUT_COVERING_ROUTE = frozenset({"host-gw"})
 WITHOUT_ROUTES = frozenset({"alloc"})
 
 MOST_TOLD = 3
-"""Overlaps in one sentence."""
+"""Overlaps that are told one by one."""
 
 
 class Mine(NamedTuple):
@@ -56,6 +56,8 @@ class Needed(NamedTuple):
 class Overlap(NamedTuple):
     """One overlap, in words."""
 
+    network: Prefix
+    """The cluster's."""
     what: str
     """``Network 10.244.0.0/16 contains …``."""
     harm: str
@@ -86,6 +88,16 @@ def overlaps(conf: NetConf, host: HostNet, mine: Mine, needed: Iterable[Needed] 
             found += judge.needed(needed)
             found += judge.routes()
     return sorted(dict.fromkeys(found), key=lambda overlap: not overlap.fatal)
+
+
+def sentences(found: Sequence[Overlap]) -> list[str]:
+    """Each overlap in words; of many only the first, and a last sentence that does not change with their number."""
+    told = list(map(str, found[:MOST_TOLD]))
+    return (
+        [*told, f"more networks than that overlap: ip route show root {found[0].network}"]
+        if found[MOST_TOLD:]
+        else told
+    )
 
 
 def refusal(found: Sequence[Overlap]) -> str | None:
@@ -169,7 +181,7 @@ class _Judge:
 
     def _overlap(self, what: str, harm: str, link: str, fatal: bool) -> Overlap:
         remedy = f"choose another {self.name.split()[0]}, or renumber or remove what is on {link}"
-        return Overlap(f"{self.name} {what}", harm, remedy, fatal or not self.served)
+        return Overlap(self.network, f"{self.name} {what}", harm, remedy, fatal or not self.served)
 
     def _is_ours(self, route: Route) -> bool:
         return route.link in self.mine.devices or route.proto == PROTO_OURS

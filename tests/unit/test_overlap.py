@@ -14,7 +14,7 @@ from flanneld.model.netconf import NetConf
 from flanneld.model.netconf_parse import parse_netconf
 from flanneld.model.objects import METRIC_V6, PROTO_BOOT, PROTO_OURS, Route
 from flanneld.model.options import Options
-from flanneld.plan.overlap import Mine, Needed, former_subnets, overlaps, refusal
+from flanneld.plan.overlap import Mine, Needed, former_subnets, overlaps, refusal, sentences
 from flanneld.sources.servers import store_hosts
 
 KERNEL, STATIC, BIRD = 2, 4, 12
@@ -25,9 +25,6 @@ DEVICES = frozenset({"flannel.1"})
 def conf(*, backend: str = "vxlan", allocates: bool = True, **keys: object) -> NetConf:
     text = json.dumps({"Network": "10.244.0.0/16", **keys, "Backend": {"Type": backend}})
     return parse_netconf(text, allocates=allocates)
-
-
-IPV6 = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
 
 
 def ip_of(text: str) -> IP | None:
@@ -206,7 +203,7 @@ def test_both_families_are_looked_at() -> None:
         "Network 10.244.0.0/16",
         "IPv6Network fd00:244::/48",
     ]
-    six = conf(**IPV6)
+    six = conf(EnableIPv4=False, EnableIPv6=True, IPv6Network="fd00:244::/48")
     equal = route("fd00:244::/48", "eth0", metric=256)
     served = mine("fd00:244::11", "fd00:244:0:7::/64")
     assert "IPv6Network fd00:244::/48 is also the network of interface eth0" in " ".join(told(host(equal), six, served))
@@ -232,6 +229,10 @@ def test_several_overlaps_are_one_bounded_sentence() -> None:
     assert sentence
     assert " (and 196 more); choose another Network" in sentence
     assert len(sentence) < 700
+    told = sentences(overlaps(conf(), host(*many), mine()))
+    assert len(told) == 4
+    assert told[-1] == "more networks than that overlap: ip route show root 10.244.0.0/16"
+    assert told == sentences(overlaps(conf(), host(*many[:150]), mine())), "another number is no news"
 
 
 def test_former_subnets_are_read_from_the_devices_where_files_are_gone() -> None:
