@@ -27,6 +27,7 @@ from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.overlap import OverlapWatch
 from flanneld.duties.pager import Pager
 from flanneld.duties.quarantine import LeaseGuard
+from flanneld.duties.room import RoomWatch
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.settings import SettingsWatch
 from flanneld.duties.underlay import UnderlayWatch
@@ -100,6 +101,7 @@ class Daemon:
         self._path = standing.backend.data_path(
             surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired, remark("data path"))
         )
+        self._room = RoomWatch(self._table, lambda: standing.conf if store.allocates else None)
         self._guard = LeaseGuard(store, self._path, self._table, self._wake, slot("lease"))
         self._reconciler = Reconciler(
             kernel,
@@ -140,6 +142,7 @@ class Daemon:
         self._wake("start")
         yield self._store.follow(self._table, self._leases_changed)
         yield self._guard.run()
+        yield self._room.run()
         yield self._store.follow_config(self._conf_changed)
         yield self._reconciler.run()
         yield self._rules.run(self._options.iptables_resync_s)
@@ -204,6 +207,7 @@ class Daemon:
         try:
             conf = read_conf(raw, standing, allocates=self._store.allocates)
             if conf == standing.conf:
+                self._conf_remark(None)
                 return
             refuse_restart_keys(standing.conf, conf, standing.subnets)
             if conf.networks() != standing.conf.networks():
@@ -211,7 +215,9 @@ class Daemon:
             standing.backend.reconfigure(conf, self._path)
         except ConfigError as exc:
             log.error("network configuration changed, but the old one is kept: %s", exc)
+            self._conf_remark(f"the network configuration changed, but the old one is kept: {exc}")
             return
+        self._conf_remark(None)
         if conf.nftables != standing.conf.nftables:
             self._rules.use(*self._managers(conf))
         log.info("network configuration changed and applied")
@@ -234,6 +240,7 @@ class Daemon:
         self._leases_problem(None)
         self._wake(LEASES)
         self._guard.leases_changed()
+        self._room.leases_changed()
 
     async def _announce(self) -> None:
         """Tell those who wait for it that containers can be started here (contract 0.1 step 21, 9.22)."""
@@ -273,7 +280,7 @@ class Daemon:
         """What ``flannelctl status`` shows; names stay, more may come."""
         standing, own, runner = self._standing, self._store.own, self._path.runner
         ext = standing.ext
-        problems = self._problems.now()
+        problems, room = self._problems.now(), self._room.now()
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -291,6 +298,8 @@ class Daemon:
             "interface": {"name": ext.name, "mtu": ext.mtu},
             "container_mtu": standing.backend.mtu(ext),
             "leases": len(self._table),
+            "subnets_free": room.free if room else None,
+            "subnets_total": room.total if room else None,
             "repairs": dict(self._audit.counts),
         }
 
