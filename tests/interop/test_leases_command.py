@@ -13,7 +13,7 @@ import pytest
 
 from flanneld.lab import Lab
 from flanneld.lab.spec import SUBNETS_KEY
-from tests.netns.test_end_to_end import until
+from tests.support.live import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd]
 

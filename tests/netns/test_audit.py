@@ -12,7 +12,7 @@ import pytest
 
 from flanneld.lab import Lab
 from flanneld.lab.node import Host
-from tests.netns.test_end_to_end import Stream, until
+from tests.support.live import Stream, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

@@ -19,7 +19,7 @@ from flanneld.lab.probe import ping
 from flanneld.lab.spec import CONFIG_KEY, IPv6Mode
 from flanneld.model.addr import Family
 from tests.netns.test_audit import ctl, status
-from tests.netns.test_end_to_end import until
+from tests.support.live import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables", "nft", "ethtool")]
 

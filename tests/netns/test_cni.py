@@ -23,8 +23,8 @@ from flanneld.lab.node import Host, Node
 from flanneld.lab.probe import egress_source, ping
 from flanneld.lab.spec import IPv6Mode
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import assert_all_pods_connected, until
 from tests.support.flannel_plugin import delegated
+from tests.support.live import assert_all_pods_connected, until
 
 pytestmark = [
     pytest.mark.kernel,

@@ -13,7 +13,7 @@ from flanneld.lab import Lab
 from flanneld.lab.node import Host
 from flanneld.lab.spec import CONFIG_KEY, SUBNETS_KEY
 from flanneld.model.remembered import decode, encode
-from tests.netns.test_end_to_end import Stream, assert_all_pods_connected, until
+from tests.support.live import Stream, assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

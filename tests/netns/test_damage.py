@@ -14,7 +14,7 @@ import pytest
 from flanneld.lab import Lab
 from flanneld.lab.probe import full_size_ping, ping
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import Stream, until
+from tests.support.live import Stream, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

@@ -11,7 +11,7 @@ from flanneld.lab import Lab
 from flanneld.lab.netns import run_in
 from flanneld.model.addr import Prefix
 from tests.netns.test_audit import MakeLab, status
-from tests.netns.test_end_to_end import until
+from tests.support.live import until
 from tests.support.netns import Netns
 
 pytestmark = [pytest.mark.kernel]

@@ -17,7 +17,7 @@ from flanneld.lab.node import Host
 from flanneld.lab.probe import ping
 from flanneld.lab.spec import SUBNETS_KEY, IPv6Mode
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import Stream, until
+from tests.support.live import Stream, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

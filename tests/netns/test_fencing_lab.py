@@ -20,7 +20,7 @@ from flanneld.lab.probe import egress_source, ping
 from flanneld.lab.spec import SUBNETS_KEY
 from flanneld.model.addr import Family
 from tests.netns.test_cold_start import memory, subnet_of
-from tests.netns.test_end_to_end import Stream, assert_all_pods_connected, until
+from tests.support.live import Stream, assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables", "nft")]
 

@@ -12,7 +12,7 @@ from flanneld.lab.probe import ping
 from flanneld.model.addr import Prefix
 from flanneld.plan.foreign_drop import certain_drops, forward_tables, walks
 from tests.netns.test_audit import status
-from tests.netns.test_end_to_end import until
+from tests.support.live import until
 from tests.support.netns import Netns
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables", "nft")]

@@ -20,7 +20,7 @@ from flanneld.lab.probe import egress_source, full_size_ping, ping, ping_matrix
 from flanneld.lab.spec import SUBNETS_KEY, IPv6Mode
 from flanneld.lab.transfer import tcp_transfer, udp_transfer
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import Stream, until
+from tests.support.live import Stream, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("iptables")]
 

@@ -17,8 +17,8 @@ import pytest
 from flanneld.lab import Lab
 from flanneld.lab.node import Host
 from flanneld.lab.probe import ping
-from tests.netns.test_end_to_end import Stream, until
 from tests.netns.test_scan import resident_kib
+from tests.support.live import Stream, until
 from tests.support.wild_etcd import WildEtcd
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables"), pytest.mark.timeout(180)]

@@ -21,7 +21,7 @@ from flanneld.lab import Lab
 from flanneld.lab.node import Node
 from flanneld.lab.probe import ping
 from flanneld.model.addr import parse_ip, parse_mac
-from tests.netns.test_end_to_end import ON_DEMAND, Stream, assert_all_pods_connected, until
+from tests.support.live import ON_DEMAND, Stream, assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

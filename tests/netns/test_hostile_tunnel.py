@@ -22,8 +22,8 @@ from flanneld.lab import Lab
 from flanneld.lab.node import Host
 from flanneld.lab.probe import ping
 from flanneld.model.addr import MAC, Family, format_mac, parse_ip, parse_mac
-from tests.netns.test_end_to_end import ON_DEMAND, Stream, assert_all_pods_connected, until
 from tests.netns.test_hostile_pod import UDP_PORT, VXLAN_PORT, cpu_s
+from tests.support.live import ON_DEMAND, Stream, assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

@@ -21,7 +21,7 @@ from flanneld.lab import Lab
 from flanneld.lab.node import Host
 from flanneld.lab.probe import egress_source, ping
 from flanneld.lab.spec import IPv6Mode
-from tests.netns.test_end_to_end import Stream, assert_all_pods_connected, until
+from tests.support.live import Stream, assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("vxlan", "iptables")]
 

@@ -14,7 +14,7 @@ import pytest
 from flanneld.kernel.privileges import ALWAYS, Cap
 from flanneld.lab import Lab
 from flanneld.lab.probe import ping
-from tests.netns.test_end_to_end import assert_all_pods_connected, until
+from tests.support.live import assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

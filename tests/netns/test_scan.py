@@ -14,7 +14,7 @@ import pytest
 from flanneld.lab import Lab
 from flanneld.lab.probe import ping
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import ON_DEMAND, until
+from tests.support.live import ON_DEMAND, until
 from tests.support.miss_bed import SCAN
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]

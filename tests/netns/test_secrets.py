@@ -23,8 +23,8 @@ from flanneld.lab import Lab, http
 from flanneld.lab.daemon import own_command
 from flanneld.lab.kubeapi import FLANNEL_TOKEN
 from flanneld.report.control import ask
-from tests.netns.test_end_to_end import until
 from tests.support.etcd_bed import HEALTH_PORT, EtcdBed
+from tests.support.live import until
 from tests.support.netns import Netns
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd]

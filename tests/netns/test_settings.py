@@ -14,7 +14,7 @@ from flanneld.kernel.setting_files import SettingFiles
 from flanneld.lab import Lab
 from flanneld.lab.node import Host
 from tests.netns.test_audit import audit, status
-from tests.netns.test_end_to_end import until
+from tests.support.live import until
 from tests.support.netns import Netns
 from tests.support.wait import until as until_async
 

@@ -17,8 +17,8 @@ from flanneld.lab import Lab
 from flanneld.lab.node import Host
 from flanneld.lab.spec import CONFIG_KEY, SUBNETS_KEY
 from tests.netns.test_cold_start import power_cut, remembers_all, subnet_of
-from tests.netns.test_end_to_end import assert_all_pods_connected, until
 from tests.netns.test_fencing_lab import THIEF, key_of, status
+from tests.support.live import assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

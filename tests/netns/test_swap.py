@@ -16,8 +16,8 @@ from flanneld.lab.probe import egress_source, ping
 from flanneld.lab.spec import SUBNETS_KEY, IPv6Mode
 from flanneld.model.addr import Family
 from tests.netns.test_cleanup import cleanup, with_peers
-from tests.netns.test_end_to_end import Stream, until
 from tests.support.go_state import SimulatedGo, go_flanneld, iptables_rules
+from tests.support.live import Stream, until
 from tests.support.snapshot import differences, nft_rules, snapshot
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables", "nft")]

@@ -16,7 +16,7 @@ from flanneld.lab.node import Host
 from flanneld.lab.probe import egress_source
 from flanneld.lab.spec import OUTSIDE
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import assert_all_pods_connected, until
+from tests.support.live import assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables", "nft")]
 

@@ -28,7 +28,7 @@ from flanneld.lab.probe import ping
 from flanneld.lab.spec import CONFIG_KEY, POD_NETWORK, SUBNETS_KEY
 from flanneld.lab.transfer import tcp_transfer, udp_transfer
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import Stream, until
+from tests.support.live import Stream, until
 from tests.support.plain_peer import PlainPeer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("udp_kernel", "iptables")]

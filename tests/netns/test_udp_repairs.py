@@ -13,8 +13,8 @@ import pytest
 from flanneld.lab import Lab
 from flanneld.lab.node import Host
 from tests.faults.bed import ask
-from tests.netns.test_end_to_end import until
 from tests.netns.test_settings import cpu_s
+from tests.support.live import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("udp_kernel", "iptables")]
 

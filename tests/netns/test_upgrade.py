@@ -17,7 +17,7 @@ from flanneld.lab.node import Host
 from flanneld.lab.probe import ping_matrix
 from flanneld.lab.spec import SUBNETS_KEY
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import Stream
+from tests.support.live import Stream
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
 

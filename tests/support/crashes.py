@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from flanneld.lab import Lab, LabSpec
@@ -25,6 +25,7 @@ from flanneld.lab.probe import ping_matrix
 from flanneld.lab.spec import SUBNETS_KEY
 from tests.faults.probe import Outcome, Probe, Route
 from tests.support import crash_at
+from tests.support.live import until
 from tests.support.snapshot import Snapshot, differences, snapshot
 
 COMMAND = (sys.executable, crash_at.__file__)
@@ -64,15 +65,6 @@ class Killed(NamedTuple):
     complaints: tuple[str, ...]
     back_s: float
     """From the start after it to readiness."""
-
-
-def until(condition: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
-    """Wait for a condition, or fail with the words."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.02)
 
 
 def power_cut(host: Host) -> None:
