@@ -25,7 +25,7 @@ root:
 demo: root ## a real three-host cluster on this machine, shown and taken down
 	@$(BIN)/flannelctl lab demo $(ARGS)
 
-test: root ## all tests but those of test-deploy (JOBS=3: in three processes, much faster)
+test: root ## all tests but those of test-deploy (JOBS=3: in three processes, as in CI)
 	@$(PYTEST) $(ARGS)
 
 deploy-root:
