@@ -30,11 +30,15 @@ class Claimer:
     Args:
         key: our key, nothing known of it yet.
         below: source of random choices.
+        settle_s: how long nothing new is leased in a store that has lost what it held: every host that runs has looked
+            after its key by then, and made it again.
     """
 
-    def __init__(self, key: OwnKey, *, below: Below = secrets.randbelow) -> None:
+    def __init__(self, key: OwnKey, *, below: Below = secrets.randbelow, settle_s: float = 60.0) -> None:
         self._key = key
         self._below = below
+        self._settle_s = settle_s
+        self._replaced, self._settled_at = 0, 0.0
         self._doubles: dict[str, str] = {}
 
     async def acquire(self, conf: NetConf, claim: Claim) -> OwnLease:
@@ -65,18 +69,30 @@ class Claimer:
         """
         key, previous = self._key, Subnets(*claim.previous)
         listing = await key.history.list(key.keys.subnets.encode())
+        if self._replaced != key.history.replaced:
+            self._replaced, self._settled_at = key.history.replaced, key.clock() + self._settle_s
         leases, unreadable = await key.reader.snapshot(listing.kvs)
         self._warn_of_doubles(leases)
         match self._decide(leases, unreadable, conf, claim):
             case Take() as step:
                 return previous, await self._take(step)
             case Create() as step:
+                if step.subnets != previous:
+                    self._refuse_unsettled()
                 return previous, await self._create(step)
             case Remove(name, lease):
                 if await key.remove(name, lease.revision):
                     log.info("own lease removed, the network configuration has changed subnet=%s", lease.name())
                 # keep what can be kept, such as the IPv4 subnet when the network gains IPv6
                 return (previous if any(previous) else subnets_of(lease)), False
+
+    def _refuse_unsettled(self) -> None:
+        """Let hosts that run go first where every subnet looks free; whoever had one claims it without waiting."""
+        if self._key.clock() < self._settled_at:
+            raise Unavailable(
+                "etcd was replaced by another or older store: hosts that run write their leases again, "
+                f"then, {self._settle_s:.0f} s after the replacement, new ones are made"
+            )
 
     def _decide(
         self, leases: dict[str, Lease], unreadable: list[Subnets], conf: NetConf, claim: Claim

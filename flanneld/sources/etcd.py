@@ -71,7 +71,7 @@ class EtcdStore:
         self._key = OwnKey(
             client, self._history, self._keys, self._reader, ttl_s=ttl_s, renew_margin_s=renew_margin_s, clock=clock
         )
-        self._claimer = Claimer(self._key, below=below)
+        self._claimer = Claimer(self._key, below=below, settle_s=check_s * 1.2)
         self._keeper = Keeper(client, self._key, check_s=check_s)
         self._grace_s = grace_s
         self._config: bytes | None = None

@@ -23,7 +23,7 @@ from flanneld.model.addr import format_ip
 from flanneld.sources.etcd_client import EtcdClient, parse_endpoints
 from tests.support.etcd import Cluster
 from tests.support.hosts import Host, attrs_of, family_conf, net_conf
-from tests.support.wait import until
+from tests.support.wait import until, until_read
 
 pytestmark = pytest.mark.etcd
 
@@ -46,6 +46,7 @@ class Crowd:
         self._cluster = cluster
         self._stack = AsyncExitStack()
         self._born = 0
+        self.check_s = 2.0
         self.up: list[Host] = []
         self.client = EtcdClient(parse_endpoints(cluster.endpoints))
 
@@ -60,7 +61,7 @@ class Crowd:
         """A new host, or the next run of one's daemon."""
         self._born += 1
         attrs = like.attrs if like else attrs_of(f"198.19.{self._born >> 8}.{self._born & 255}", f"{self._born:032x}")
-        host = Host(self._cluster.endpoints, PREFIX, attrs, check_s=2.0)
+        host = Host(self._cluster.endpoints, PREFIX, attrs, check_s=self.check_s)
         self._stack.push_async_exit(host)
         return host
 
@@ -138,6 +139,30 @@ async def test_two_hundred_hosts_at_once_fill_a_network_and_the_next_one_waits_f
     print(f"\nthe next one had its lease {time.monotonic() - began:.1f} s after one was free")
     assert late.subnet() == freed
     await crowd.assert_right()
+
+
+@pytest.mark.timeout(240)
+async def test_a_wiped_store_gets_two_hundred_leases_back_before_a_newcomer_gets_any_of_them(
+    crowd: Crowd, store: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failures F16: for a moment every subnet looks free, and a host waits for one."""
+    crowd.check_s = 30.0  # two hundred hosts in one process are slow to come back
+    await asyncio.gather(*(crowd.join(crowd.make()) for _ in range(HOSTS)))
+    await until(lambda: all(len(host.table) == HOSTS for host in crowd.up), 60, "everybody knows everybody")
+    before = {host.attrs.identity: host.subnet() for host in crowd.up}
+    late = crowd.make()
+    waiting = asyncio.create_task(crowd.join(late))
+    await until(lambda: "waiting for a lease" in caplog.text, 10, "the network is full")
+    began = time.monotonic()
+    await asyncio.to_thread(store.wipe)
+    back_s = time.monotonic()
+    await until_read(crowd.held, lambda held: len(held) == HOSTS, 90)
+    print(f"\n{HOSTS} leases were back {time.monotonic() - back_s:.1f} s after the store ({back_s - began:.1f} s away)")
+    await crowd.assert_right()
+    assert {host.attrs.identity: host.subnet() for host in crowd.up} == before
+    assert not waiting.done()
+    waiting.cancel()
+    assert {len(host.table) for host in crowd.up} == {HOSTS}, "no peer was forgotten meanwhile"
 
 
 @pytest.mark.timeout(CHURN_S + 120)

@@ -11,7 +11,7 @@ from flanneld.errors import ConfigError
 from flanneld.model.addr import Family
 from flanneld.model.lease_codec import parse_key
 from flanneld.sources.etcd_client import EtcdClient
-from tests.support.hosts import MakeHost, attrs_of, family_conf, net_conf
+from tests.support.hosts import MakeHost, Switch, attrs_of, family_conf, net_conf
 from tests.support.wait import until
 
 pytestmark = pytest.mark.etcd
@@ -158,6 +158,23 @@ async def test_a_key_that_holds_the_whole_network_keeps_no_dual_stack_host_out(
     await asyncio.wait_for(a.run(DUAL), 10)
     assert a.subnet() != "10.5.1.0/24"
     assert a.subnet(Family.V6) != "fd00:5::/64"
+
+
+async def test_in_a_store_that_lost_everything_a_newcomer_lets_hosts_that_run_go_first(
+    host: MakeHost, switch: Switch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failure F16: every subnet looks free there until its owner has made its key again."""
+    caplog.set_level(logging.INFO, "flanneld")
+    late, owner = host(check_s=2.0), host(attrs_of("192.0.2.2", "id-b"), check_s=2.0)
+    for one in (late, owner):
+        one.store.expect("1000000")
+    async with asyncio.timeout(10):
+        assert (await owner.acquire(CONF, previous="10.5.72.1/24")).key == "10.5.72.0-24"
+    waiting = asyncio.create_task(late.acquire(CONF))
+    await until(lambda: "hosts that run write their leases again" in caplog.text)
+    assert not waiting.done()
+    assert (await asyncio.wait_for(waiting, 10)).key != "10.5.72.0-24"
+    assert caplog.text.count("waiting for a lease") == 1 + caplog.text.count("no longer waiting for a lease")
 
 
 async def test_a_range_without_subnets_is_refused_at_once(host: MakeHost) -> None:

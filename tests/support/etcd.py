@@ -216,6 +216,14 @@ class Cluster:
         """Back the store up."""
         self.ctl("snapshot", "save", str(backup))
 
+    def wipe(self) -> None:
+        """Lose all data; for one of a single member."""
+        [member] = self.members
+        member.kill()
+        shutil.rmtree(self.directory / member.name)
+        member.start()
+        member.wait_healthy()
+
     def restore(self, backup: Path) -> None:
         """What an operator does after losing a cluster; for one of a single member."""
         [member] = self.members
