@@ -22,6 +22,7 @@ from flanneld.contracts import Store, TrafficManager, TrafficRules, Tunnel
 from flanneld.duties.checksums import ChecksumWatch, look_at_offloads
 from flanneld.duties.detours import DetourWatch
 from flanneld.duties.foreign_drop import DropWatch, forwarded
+from flanneld.duties.expiry import ExpiryWatch
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.overlap import OverlapWatch
@@ -155,6 +156,9 @@ class Daemon:
         yield self._host_settings.run()
         if isinstance(self._path, Tunnel):
             yield ChecksumWatch(self._path, self._sources, self._wake, self._problems.remark("checksums")).run()
+        if not self._options.kube_subnet_mgr:
+            files = self._options.etcd_cafile, self._options.etcd_certfile
+            yield ExpiryWatch(*files, self._problems.remark("certificates")).run()
         yield self._publish_changes()
         yield self._announce()
         yield pager.run()

@@ -213,7 +213,10 @@ PROOFS = {
     ),
     "F28": Proof(
         "certificates rotated or expired",
-        ("interop/test_etcd_access.py::test_a_running_watch_survives_a_change_of_ca_and_certificates",),
+        (
+            "interop/test_etcd_access.py::test_a_running_watch_survives_a_change_of_ca_and_certificates",
+            "unit/test_expiry.py::test_one_that_ends_soon_is_named_with_file_day_and_remedy",
+        ),
     ),
     "F29": Proof(
         "partial failure of etcd",
