@@ -89,14 +89,17 @@ class Told:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._waited: list[str] = []
+        self._shown = ""
+        self._waited: set[str] = set()
         self._logged: set[str] = set()
 
     def wait_for(self, text: str, *, again: bool = False) -> None:
         """Show what is being waited for; ``again``: also if it was shown before something else."""
-        if text not in (self._waited[-1:] if again else self._waited):
-            self._waited.append(text)
-            self._say(text)
+        if text == self._shown or (text in self._waited and not again):
+            return
+        self._shown = text
+        self._waited.add(text)
+        self._say(text)
 
     def log(self, level: int, text: str) -> None:
         """Log a line that was not logged yet."""
