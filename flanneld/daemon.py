@@ -21,8 +21,8 @@ from flanneld import __version__
 from flanneld.contracts import Store, TrafficManager, TrafficRules, Tunnel
 from flanneld.duties.checksums import ChecksumWatch, look_at_offloads
 from flanneld.duties.detours import DetourWatch
-from flanneld.duties.foreign_drop import DropWatch, forwarded
 from flanneld.duties.expiry import ExpiryWatch
+from flanneld.duties.foreign_drop import DropWatch, forwarded
 from flanneld.duties.hints import HintFilter
 from flanneld.duties.host_settings import HostSettings, hurting
 from flanneld.duties.overlap import OverlapWatch
