@@ -92,10 +92,18 @@ def _begin_anew(reason: LeaseMoved) -> NoReturn:
     The subnet is at the root of everything (device, rules, files), and a start finds and adopts what is there
     without losing a packet; so does the kernel keep what is going on until then. The pid stays, so no
     supervisor sees an end. Locks and sockets go with the old program (O_CLOEXEC).
+
+    Raises:
+        ConfigError: there is no such program any more.
     """
     log.warning("%s; beginning anew with it", reason)
     logging.shutdown()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, no shell
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, no shell
+    except OSError as exc:  # an upgrade took the old one away
+        raise ConfigError(
+            f"flanneld cannot begin anew: {sys.executable} cannot be run ({exc.strerror}), start it again"
+        ) from exc
 
 
 async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> None:

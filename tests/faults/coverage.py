@@ -42,7 +42,7 @@ PROOFS = {
             "netns/test_checksums.py::test_the_setting_is_kept_through_whatever_happens_to_the_device",
             "netns/test_checksums.py::test_wrong_checksums_from_elsewhere_are_told_with_their_remedy",
         ),
-        "A NAT on the way and cards that compute wrong are told by the receiver, not avoided: `TxChecksum` is for them.",
+        "NAT on the way and cards that compute wrong are told by the receiver, not avoided: `TxChecksum` is for them.",
     ),
     "F04": Proof(
         "MAC of the device changed by host tools",
@@ -131,6 +131,7 @@ PROOFS = {
         (
             "netns/test_cold_start.py::test_etcd_wiped_while_all_hosts_were_down_gets_its_leases_back",
             "interop/test_etcd_keep.py::test_a_rebuilt_etcd_gets_all_leases_back_and_no_peer_is_forgotten_meanwhile",
+            "interop/test_crowd.py::test_a_wiped_store_gets_two_hundred_leases_back_before_a_newcomer_gets_any_of_them",
         ),
     ),
     "F17": Proof(
@@ -138,6 +139,8 @@ PROOFS = {
         (
             "netns/test_cold_start.py::test_reboot_with_etcd_down_gives_the_same_subnets_and_the_full_mesh",
             "netns/test_cold_start.py::test_restart_with_etcd_down_loses_nothing",
+            "netns/test_store_returns.py::"
+            "test_a_state_directory_on_a_disk_that_takes_nothing_is_told_and_the_host_works",
         ),
     ),
     "F18": Proof(
