@@ -28,7 +28,8 @@ _SO_RCVBUFFORCE = 33
 _SUBSYS_NFTABLES = 10
 _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE, _NEWGEN, _GETGEN = 3, 5, 6, 8, 15, 16
 _NLMSG_ERROR = 2
-_NLM_F_REQUEST = 1
+_NLM_F_REQUEST, _NLM_F_NEW = 0x1, 0x600
+"""The latter is NLM_F_EXCL or NLM_F_CREATE; ``iptables -N`` has only the first."""
 
 # A big transaction of kube-proxy's announces tens of thousands of rules; an overrun costs one look, no more.
 _RCVBUF_BYTES = 4 << 20
@@ -232,6 +233,10 @@ def _table_and_chain(kind: int, message: memoryview) -> tuple[str, str]:
             chain = _text(value)
         if number >= 3:
             break
+    if kind == _NEWCHAIN and not _HEADER.unpack_from(message)[2] & _NLM_F_NEW:
+        # A chain that is there was changed, perhaps renamed: the old name, which may have been ours, is not told.
+        # Kernels before 5.15 do not mark new chains; to them each is worth a look.
+        chain = ""
     return table, chain
 
 

@@ -137,6 +137,9 @@ def test_quiet_ensure_changes_nothing_and_starts_no_process(ns: Netns, variant: 
             await asyncio.to_thread(
                 ns.run, tool, "iptables", "-t", "nat", "-A", "KUBE-A", "-s", "192.0.2.1", "-j", "RETURN"
             )
+            again = r"*nat\n:KUBE-A - [0:0]\n-A KUBE-A -s 192.0.2.2 -j RETURN\nCOMMIT\n"  # as kube-proxy does
+            script = f"printf '{again}' | {tool} iptables-restore --noflush"
+            await asyncio.to_thread(ns.run, "sh", "-c", script)
             await asyncio.to_thread(ns.call, send_to_self)
             assert await rules.ensure(BOTH) == ()
             assert stand_ins.calls() == before
@@ -184,6 +187,28 @@ def test_whatever_others_do_to_our_rules_is_undone_exactly(
             assert await rules.ensure(BOTH)
             assert saved_rules(ns, variant, stem) == before
             assert await rules.ensure(BOTH) == ()
+
+    ns.exec_async(scenario)
+
+
+@pytest.mark.parametrize("chain", ["-t nat -E FLANNEL-POSTRTG OTHER", "-E FLANNEL-FWD OTHER"])
+def test_a_chain_of_ours_that_was_renamed_is_made_again_by_event(ns: Netns, variant: str, chain: str) -> None:
+    """nftables announces the new name only. The renamed chain is another's now, and does nothing."""
+
+    async def scenario() -> None:
+        wakes: list[str] = []
+        with closing(Iptables()) as rules:
+            rules.watch(wakes.append)
+            await rules.ensure(BOTH)
+            assert await rules.ensure(BOTH) == ()
+            before = saved_rules(ns, variant, "iptables")
+            wakes.clear()
+            await asyncio.to_thread(ns.run, f"/usr/sbin/{VARIANTS[variant]}", "iptables", *chain.split())
+            await until(lambda: wakes, what="a wake")
+            assert await rules.ensure(BOTH)
+            after = saved_rules(ns, variant, "iptables")
+            assert [line for line in after if "OTHER" not in line] == before
+            assert not [line for line in after if "-j OTHER" in line]
 
     ns.exec_async(scenario)
 
