@@ -32,7 +32,7 @@ from flanneld.model.subnet_env import PreviousEnv
 from flanneld.plan.cleanup import Scope
 from flanneld.report import state_file
 from flanneld.report.control import socket_path
-from flanneld.report.state_dir import SUBNETS, StateDir, known_identity
+from flanneld.report.state_dir import SUBNETS, StateDir, holder_of, known_identity
 from flanneld.report.subnet_file import SubnetFile
 from flanneld.startup import alias_of
 
@@ -99,10 +99,20 @@ async def _cleanup(options: Options, wish: Mapping[str, object]) -> int:
     changes = not wish.get("dry_run")
     alone = _alone(options, state, force=bool(wish.get("force"))) if changes else contextlib.nullcontext()
     with alone, contextlib.closing(Rtnl(tidies=changes)) as kernel:
-        env = SubnetFile(Path(options.subnet_file)).previous()
+        env, others = _subnet_env(options, state)
         scope = await remains.learn(_scope(options, wish, env, state), kernel)
-        found = await _find(options, wish, scope, state, kernel)
+        found = others + await _find(options, wish, scope, state, kernel, has_file=not others.left)
         return await _do(options.network_id, scope, found, wish)
+
+
+def _subnet_env(options: Options, state: StateDir) -> tuple[PreviousEnv, Remains]:
+    """What the subnet file tells of this network; nothing when it is another's, as after a mistake in the prefix."""
+    path = Path(options.subnet_file)
+    env = SubnetFile(path).previous()
+    other = holder_of(state.path, state.network_id, [subnet for subnet in (env.subnet, env.subnet6) if subnet])
+    if not other:
+        return env, Remains()
+    return PreviousEnv(), Remains(left=(f"file {path}: it is of the network {other}; --subnet-file names another",))
 
 
 def _scope(options: Options, wish: Mapping[str, object], env: PreviousEnv, state: StateDir) -> Scope:
@@ -129,12 +139,16 @@ def _remembered(path: Path) -> list[Prefix]:
     return [part.network for family in conf.families() if (part := conf.family(family))]
 
 
-async def _find(options: Options, wish: Mapping[str, object], scope: Scope, state: StateDir, kernel: Rtnl) -> Remains:
+async def _find(
+    options: Options, wish: Mapping[str, object], scope: Scope, state: StateDir, kernel: Rtnl, *, has_file: bool
+) -> Remains:
     if wish.get("handover"):
         return await remains.to_hand_over(scope, kernel)
     found = await remains.in_kernel(scope, kernel) + await remains.in_firewall(scope)
-    found += remains.subnet_file(Path(options.subnet_file)) + remains.control_socket(socket_path(options.subnet_file))
-    if options.cni_conf_dir:
+    if has_file:
+        found += remains.subnet_file(Path(options.subnet_file))
+        found += remains.control_socket(socket_path(options.subnet_file))
+    if has_file and options.cni_conf_dir:
         found += remains.cni_file(Path(options.cni_conf_dir, options.cni_conf_name))
     if wish.get("lease"):
         found += await _lease(options, scope, known_identity(state.path))

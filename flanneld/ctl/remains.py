@@ -31,7 +31,8 @@ from flanneld.plan.diff import Op
 from flanneld.plan.ownership import Ownership
 from flanneld.plan.traffic_iptables import Remnant
 from flanneld.plan.traffic_nft import TABLES
-from flanneld.report.atomic import file_refused
+from flanneld.report.atomic import file_refused, leftovers
+from flanneld.report.held_file import MAX_FOREIGN_FILE, read_file
 
 REMEDY = "--network CIDR says which network is meant"
 
@@ -224,13 +225,14 @@ async def _remove_table(name: tuple[str, str]) -> None:
 
 def subnet_file(path: Path) -> Remains:
     """``subnet.env``, whoever wrote it; it tells CNI plugins of a subnet that is no more."""
+    half = _half_written(path)
     try:
-        is_ours = b"FLANNEL_" in path.read_bytes()
+        is_ours = b"FLANNEL_" in read_file(path, MAX_FOREIGN_FILE)
     except OSError:
-        return Remains()
+        return half
     if not is_ours:
-        return Remains(left=(f"file {path}: it is no subnet file",))
-    return Remains((_file(path),))
+        return half + Remains(left=(f"file {path}: it is no subnet file",))
+    return Remains((_file(path),)) + half
 
 
 def control_socket(path: Path) -> Remains:
@@ -240,11 +242,20 @@ def control_socket(path: Path) -> Remains:
 
 def cni_file(path: Path) -> Remains:
     """The CNI configuration list, if nobody has changed it."""
+    half = _half_written(path)
     try:
-        raw = path.read_bytes()
+        raw = read_file(path, MAX_FOREIGN_FILE)
     except OSError:
-        return Remains()
-    return Remains((_file(path),)) if is_rendered(raw) else Remains(left=(f"file {path}: not as we write it",))
+        return half
+    if not is_rendered(raw):
+        return half + Remains(left=(f"file {path}: not as we write it",))
+    return Remains((_file(path),)) + half
+
+
+def _half_written(path: Path) -> Remains:
+    """What a daemon left that was killed while it replaced a file."""
+    own = len(f".{path.name}.12345678")  # longer ones are of another file whose name begins alike
+    return Remains(tuple(_file(half) for half in leftovers(path.parent, path.name) if len(half.name) == own))
 
 
 def state_files(directory: Path, stem: str) -> Remains:
@@ -259,7 +270,9 @@ def state_files(directory: Path, stem: str) -> Remains:
     except OSError:
         return Remains()
     of_machine = [name for name in names if name.partition(".")[0] in ("identity", "made-up-id")]
+    of_machine += (path.name for kind in ("identity", "made-up-id") for path in leftovers(directory, kind))
     ours = [name for name in names if name.startswith(f"{stem}.")]
+    ours += (path.name for path in leftovers(directory, stem))
     others = [name for name in names if name not in (*of_machine, *ours, "machine-id")]
     files = ours if others else [*ours, *of_machine]
     items = [_file(directory / name) for name in files]

@@ -56,10 +56,17 @@ def remove_leftovers(directory: Path, name: str) -> None:
         directory: where to look; need not exist.
         name: of the file that was to be written, or what the names of several begin with.
     """
+    for path in leftovers(directory, name):
+        _remove_unless_locked(path)
+
+
+def leftovers(directory: Path, name: str) -> list[Path]:
+    """What ``remove_leftovers`` would look at: left by killed processes, or just being written."""
     pattern = re.compile(rf"\.{re.escape(name)}.*\.[a-z0-9_]{{8}}")
-    with contextlib.suppress(OSError):
-        for found in [entry for entry in os.listdir(directory) if pattern.fullmatch(entry)]:
-            _remove_unless_locked(directory / found)
+    try:
+        return [directory / entry for entry in sorted(os.listdir(directory)) if pattern.fullmatch(entry)]
+    except OSError:
+        return []
 
 
 def _remove_unless_locked(path: Path) -> None:

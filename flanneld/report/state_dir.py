@@ -25,6 +25,7 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -245,6 +246,22 @@ class StateDir:
                 self.path,
                 reason,
             )
+
+
+def holder_of(path: Path, network_id: str, subnets: Collection[Prefix]) -> str:
+    """Which other network had one of these subnets last, as its file in a state directory tells; empty when none.
+
+    Args:
+        path: the directory; nothing is made or moved there.
+        network_id: the network that is not another one.
+        subnets: to look for.
+    """
+    texts, found = {str(subnet) for subnet in subnets}, set()
+    for file in sorted(path.glob("*.json")):
+        kept = state_file.peek(file, SUBNETS)
+        if kept and texts & {kept.subnet, kept.subnet6}:
+            found.add(kept.network)
+    return "" if network_id in found else min(found, default="")
 
 
 def known_identity(path: Path) -> str:

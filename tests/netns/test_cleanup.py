@@ -23,8 +23,9 @@ from flanneld.lab.node import Host
 from flanneld.lab.probe import ping
 from flanneld.lab.spec import SUBNETS_KEY
 from flanneld.model.addr import Family
-from tests.netns.test_end_to_end import until
+from tests.support.crashes import COMMAND
 from tests.support.go_state import SimulatedGo
+from tests.support.live import until
 from tests.support.snapshot import Snapshot, differences, iptables_rules, snapshot
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables", "nft")]
@@ -214,6 +215,53 @@ def with_peers(lab: Lab, count: int) -> None:
         subprocess.run(argv, input=text, text=True, check=True, capture_output=True)
 
 
+# ---- whatever a daemon was doing ---------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", pytest.param("udp", marks=pytest.mark.needs("udp_kernel"))])
+def test_wherever_a_daemon_was_killed_nothing_of_it_stays(make_lab: MakeLab, backend: str) -> None:
+    """Before some of all things that it does at a start, those with files among them, which leave half of one."""
+    lab = make_lab(1, backend={"Type": backend})
+    lab.up(daemons=False)
+    host = lab.host(1)
+    host.daemon.command = COMMAND
+    trace = host.directory / "trace"
+    before = snapshot(host)
+
+    def run(**env: str) -> None:
+        host.daemon.start(env={"CRASH_FROM": "start", **env})
+        until(lambda: not host.daemon.is_running() or host.daemon.is_ready(), "its end, or its start's")
+        host.daemon.kill()
+
+    run(CRASH_TRACE=str(trace))
+    things = trace.read_text().splitlines()
+    trace.unlink()
+    files = [number for number, thing in enumerate(things, 1) if "os.rename" in thing]
+    for point in sorted({*files[:3], *range(len(things) // 5, len(things), len(things) // 5)}):
+        cleanup(host, "--yes", "--state")
+        assert differences(before, snapshot(host)) == []
+        run(CRASH_AT=str(point))
+        cleanup(host, "--yes", "--state")
+        assert differences(before, snapshot(host)) == [], things[point - 1]
+        assert not [*host.directory.rglob(".*"), *host.daemon.state_dir.rglob("*.*")], things[point - 1]
+
+
+def test_a_device_of_a_former_vni_goes_too(make_lab: MakeLab) -> None:
+    """A daemon that was killed between taking another VNI and removing the old device leaves both."""
+    lab = make_lab(1)
+    lab.up(daemons=False)
+    host = lab.host(1)
+    before = snapshot(host)
+    host.daemon.start()
+    host.daemon.wait_ready()
+    host.daemon.kill()
+    host.ip("link", "add", "flannel.7", "type", "vxlan", "id", "7", "dev", "eth0", "dstport", "8473")
+    host.ip("link", "set", "flannel.7", "alias", "flanneld /coreos.com/network", "up")
+    cleanup(host, "--yes", "--state")
+    assert differences(before, snapshot(host)) == []
+
+
 # ---- another network on the same host ------------------------------------------------------------------
 
 
@@ -249,6 +297,20 @@ def test_a_second_network_on_the_host_stays_as_it_is(make_lab: MakeLab) -> None:
     finally:
         second.terminate()
         second.wait(10)
+
+
+def test_a_mistaken_prefix_removes_nothing_of_the_network_that_was_here(make_lab: MakeLab) -> None:
+    """The files that the command looks at without being told others tell of that network, and not of the named one."""
+    lab = make_lab(2, backend={"Type": "host-gw"}, daemon_flags=("--ip-masq",))
+    lab.up()
+    host = lab.host(1)
+    host.daemon.stop()
+    before = snapshot(host)
+    done = cleanup(host, "--yes", "--state", f"--etcd-prefix={OTHER}")
+    assert differences(before, snapshot(host)) == []
+    file = host.daemon.subnet_file
+    assert f"stays: file {file}: it is of the network /coreos.com/network; --subnet-file names another" in done.stderr
+    assert f"nothing to remove for {OTHER}" in done.stdout
 
 
 def second_daemon(host: Host, lab: Lab) -> subprocess.Popen[bytes]:
