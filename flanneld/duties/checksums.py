@@ -123,14 +123,14 @@ class Arrivals:
         self, count: Callable[[], int] = udp_counters.bad_checksums, now: Callable[[], float] = time.time
     ) -> None:
         self._count, self._now = count, now
-        self._before: int | None = None
+        self._before = count()
         self._since = self._last = 0.0
         self._streak = 0
 
     def look(self, port: int) -> str | None:
         """Look once; returns what to say of it, or None."""
         bad, now = self._count(), self._now()
-        rise, self._before = bad - (bad if self._before is None else self._before), bad
+        rise, self._before = bad - self._before, bad
         if rise > 0:
             self._since = self._since if self._streak else now
             self._streak, self._last = self._streak + rise, now

@@ -21,7 +21,12 @@ from flanneld.model.addr import Family
 from tests.netns.test_audit import ctl, status
 from tests.support.live import until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables", "nft", "ethtool")]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.etcd,
+    pytest.mark.needs("vxlan", "iptables", "nft", "ethtool"),
+    pytest.mark.timeout(150),
+]
 
 MakeLab = Callable[..., Lab]
 REWRITE = """\
