@@ -60,9 +60,7 @@ def audit(words: Sequence[str]) -> int:
     if given.help:
         print(usage(AUDIT_HEAD, (FILE, OUTPUT, LAST), Options()))
         return 0
-    # not splitlines(), which takes more for a line end than JSON does
-    lines = _fetch(given.values, "/audit").rstrip("\n").split("\n")[-int(str(given.values.get("last", 1000))) :]
-    entries = [json.loads(line) for line in lines if line]
+    entries = entries_of(_fetch(given.values, "/audit"))[-int(str(given.values.get("last", 1000))) :]
     if given.values.get("output") == "json":
         print("".join(f"{json.dumps(entry)}\n" for entry in entries), end="")
         return 0
@@ -72,6 +70,11 @@ def audit(words: Sequence[str]) -> int:
     else:
         print("nothing had to be repaired since flanneld was started", file=sys.stderr)
     return 0
+
+
+def entries_of(page: str) -> list[dict[str, Any]]:
+    """What ``/audit`` tells. Not by splitlines(), which takes more for a line end than JSON does."""
+    return [json.loads(line) for line in page.split("\n") if line]
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:

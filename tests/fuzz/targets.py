@@ -16,9 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import h11
+from google.protobuf.message import DecodeError, Message
+from grpclib.const import Status
+
 from backends import udp, vxlan
 from backends.udp_packet import complete_checksum, destination, fault, net_unreachable, take_hop
 from flanneld.cli_flags import DAEMON_FLAGS, daemon_options
+from flanneld.ctl import daemon_view
 from flanneld.ctl.docker_opts import read_env
 from flanneld.ctl.lease_view import View, as_json, details
 from flanneld.errors import ConfigError, FlannelError, KernelError, PeerDataError, Unavailable, UsageError
@@ -37,10 +42,16 @@ from flanneld.plan.claim import tunnel_ends
 from flanneld.plan.fold import Remote
 from flanneld.plan.traffic import TrafficRules
 from flanneld.report import state_file, systemd
+from flanneld.report.audit import Audit
+from flanneld.report.control import Control
 from flanneld.report.pages import Page, PageServer
 from flanneld.report.state_dir import SUBNETS
-from flanneld.sources import kube_config, kube_http, kube_watch, kube_wire
+from flanneld.report.table import render_table
+from flanneld.sources import etcd_client, kube_config, kube_http, kube_watch, kube_wire
+from flanneld.sources import etcd_pb2 as pb
 from flanneld.sources.etcd_client import parse_endpoints
+from flanneld.sources.etcd_endpoint import Endpoint
+from flanneld.sources.etcd_wire import Refused
 
 LONGEST = 2500
 """Characters of a sentence: 280 of the input may be quoted, each as an escape of up to six."""
@@ -191,6 +202,7 @@ def http_answer(raw: bytes) -> None:
             body = await wire.body(1 << 16, 5.0)
             reason, message = kube_http._status_of(bytes(body))
             assert len(reason) + len(message) < LONGEST
+            assert message.isprintable()
             wire.finish()
 
     _run(talk())
@@ -199,7 +211,41 @@ def http_answer(raw: bytes) -> None:
 def kubeconfig(raw: bytes) -> None:
     """A kubeconfig file."""
     with refused_by(ConfigError):
-        kube_config.read_kubeconfig(_file(raw))
+        token = kube_config.read_kubeconfig(_file(raw)).token
+        h11.Request(method="GET", target="/x", headers=[("Host", "x"), ("Authorization", f"Bearer {token}")])
+
+
+def etcd_answer(raw: bytes) -> None:
+    """A message of etcd's, up to leases; and its words, when it refuses something."""
+    for kind in (pb.RangeResponse, pb.TxnResponse, pb.WatchResponse, pb.AuthenticateResponse):
+        with contextlib.suppress(DecodeError):
+            _use_answer(kind.FromString(raw))
+    refusal = Refused(Endpoint("http", "192.0.2.1", 2379), Status.INTERNAL, raw.decode(errors="replace"))
+    for text in (str(refusal), refusal.message, refusal.reason):
+        assert text.isprintable()
+        assert len(text) < 4 * LONGEST
+
+
+def _use_answer(found: Message) -> None:
+    kvs: Sequence[pb.KeyValue] = ()
+    if isinstance(found, pb.RangeResponse):
+        kvs = found.kvs
+    elif isinstance(found, pb.WatchResponse):
+        kvs = [event.kv for event in found.events]
+    for kv in etcd_client._kvs(kvs, etcd_client.VALUE_BYTES):
+        with refused_by(PeerDataError):
+            parse_key(kv.key)
+            decode_attrs(kv.value)
+
+
+def audit_answer(raw: bytes) -> None:
+    """A repair whose object somebody gave a name, on its way from the daemon to somebody's terminal."""
+    audit = Audit(lambda: 0.0)
+    audit.note("link", raw.decode(errors="replace"), by=raw.decode("utf-8", "backslashreplace"))
+    page = Control(Path("/"), dict, audit)._answer(b"/audit").body
+    [entry] = daemon_view.entries_of(page)
+    assert entry["text"] == raw.decode(errors="replace")
+    assert render_table(("A", "B", "C", "D"), [daemon_view._row(entry)]).count("\n") == 1
 
 
 # ---- the operator's -------------------------------------------------------------------------------------
@@ -229,7 +275,9 @@ def endpoints(raw: bytes) -> None:
     with refused_by(ConfigError):
         parse_endpoints(text_of(raw))
     with refused_by(ConfigError):
-        kube_config.Server.parse(text_of(raw), "--kube-api-url")
+        server = kube_config.Server.parse(text_of(raw), "--kube-api-url")
+        # what is taken can be asked for
+        h11.Request(method="GET", target=f"{server.path}/x", headers=[("Host", server.authority)])
     with refused_by(ConfigError):
         Annotations.of_prefix(text_of(raw))
 
@@ -403,6 +451,16 @@ TARGETS: dict[str, Target] = {
         ],
     ),
     "kubeconfig": Target(kubeconfig, [_CONFIG]),
+    "etcd_answer": Target(
+        etcd_answer,
+        [
+            pb.RangeResponse(kvs=[pb.KeyValue(key=b"/s/10.5.2.0-24", value=_VALUE)], more=True).SerializeToString(),
+            pb.WatchResponse(
+                events=[pb.Event(kv=pb.KeyValue(key=b"/s/10.5.2.0-24", value=_VALUE, mod_revision=7))]
+            ).SerializeToString(),
+        ],
+    ),
+    "audit_answer": Target(audit_answer, [b"restored link flannel.1: its alias was 'x'", b"\xe2\x80\xa8\xc2\x85"]),
     "netconf": Target(
         netconf,
         [
