@@ -212,7 +212,8 @@ def kubeconfig(raw: bytes) -> None:
     """A kubeconfig file."""
     with refused_by(ConfigError):
         token = kube_config.read_kubeconfig(_file(raw)).token
-        h11.Request(method="GET", target="/x", headers=[("Host", "x"), ("Authorization", f"Bearer {token}")])
+        if token:  # else none is sent
+            h11.Request(method="GET", target="/x", headers=[("Host", "x"), ("Authorization", f"Bearer {token}")])
 
 
 def etcd_answer(raw: bytes) -> None:
