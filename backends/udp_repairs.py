@@ -17,6 +17,7 @@ from flanneld.contracts import Surroundings
 from flanneld.errors import KernelError
 from flanneld.plan import fights
 from flanneld.plan.fights import Fights
+from flanneld.problems import Notices
 
 log = logging.getLogger("flanneld.udp")
 
@@ -42,6 +43,7 @@ class Repairs:
         self._loop = asyncio.get_running_loop()
         self._fights = Fights()
         self._fought: dict[str, str] = {}
+        self._notices = Notices(log, around.remark)
         self._again: asyncio.TimerHandle | None = None
 
     def may(self, about: str) -> bool:
@@ -53,8 +55,7 @@ class Repairs:
                 f"another program changes the udp data path's {about} again and again, so they are put right only "
                 f"every {fights.FIGHT_S:.0f} to {fights.GAP_S[1]:.0f} s: stop that program"
             )
-            log.warning("%s", self._fought[about])
-            self._remark()
+            self._notices.say(self._fought.values())
         if not may and self._again is None:
             self._again = self._loop.call_later(self._fights.wait_s(about, now), self._look_again)
         return may
@@ -66,19 +67,14 @@ class Repairs:
 
     def settle(self) -> None:
         """Find out which fights are over; now and then."""
-        over = [about for about in self._fights.settle(self._loop.time()) if isinstance(about, str)]
-        for about in over:
-            if about in self._fought:
-                log.info("no longer: %s", self._fought.pop(about))
-                self._remark()
+        for about in self._fights.settle(self._loop.time()):
+            self._fought.pop(str(about), None)
+        self._notices.say(self._fought.values())
 
     def close(self) -> None:
         """Nothing is told any more."""
         if self._again is not None:
             self._again.cancel()
-
-    def _remark(self) -> None:
-        self._around.remark("; ".join(self._fought.values()) or None)
 
     def _look_again(self) -> None:
         self._again = None

@@ -18,29 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from flanneld import __version__
-from flanneld.contracts import Store, TrafficManager, TrafficRules, Tunnel
-from flanneld.duties.checksums import ChecksumWatch, look_at_offloads
-from flanneld.duties.detours import DetourWatch
-from flanneld.duties.expiry import ExpiryWatch
-from flanneld.duties.foreign_drop import DropWatch, forwarded
+from flanneld.contracts import Store, TrafficManager, TrafficRules
+from flanneld.duties.checksums import look_at_offloads
 from flanneld.duties.hints import HintFilter
-from flanneld.duties.host_settings import HostSettings, hurting
-from flanneld.duties.overlap import OverlapWatch
 from flanneld.duties.pager import Pager
 from flanneld.duties.quarantine import LeaseGuard
-from flanneld.duties.room import RoomWatch
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.settings import SettingsWatch
 from flanneld.duties.underlay import UnderlayWatch
 from flanneld.errors import ConfigError, LeaseLost, Unavailable
 from flanneld.kernel.culprit import who
-from flanneld.kernel.listen import HintListener, MissListener, RuleListener
+from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.memory import give_back
 from flanneld.kernel.privileges import keep_at_work
 from flanneld.kernel.rtnl import Rtnl
-from flanneld.kernel.ways import Ways
 from flanneld.model import cni_conf
-from flanneld.model.addr import IP, Family
+from flanneld.model.addr import Family
 from flanneld.model.host import ExtIface
 from flanneld.model.lease import LeaseTable
 from flanneld.model.netconf import NetConf
@@ -59,6 +52,7 @@ from flanneld.report.systemd import Notifier
 from flanneld.sources.grants import boottime
 from flanneld.startup import Standing, host_net, read_conf, refuse_restart_keys, surroundings
 from flanneld.wake import Wake
+from flanneld.watches import Watches
 
 log = logging.getLogger("flanneld")
 
@@ -102,7 +96,7 @@ class Daemon:
         self._path = standing.backend.data_path(
             surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired, remark("data path"))
         )
-        self._room = RoomWatch(self._table, lambda: standing.conf if store.allocates else None)
+        self._watches = Watches(options, standing, store, self._path, self._table, self._wake, self._problems)
         self._guard = LeaseGuard(store, self._path, self._table, self._wake, slot("lease"))
         self._reconciler = Reconciler(
             kernel,
@@ -112,16 +106,10 @@ class Daemon:
             Tell(slot("kernel", "the data path is not set up yet"), remark("kernel"), self._repaired),
             give_back,
         )
-        self._host_settings = HostSettings(
-            lambda: hurting(standing, self._path), remark("host settings"), hurting(standing, None).bad
-        )
         self._settings = SettingsWatch(self._path, self._reconciler.damaged, self._wake)
         managers = self._managers(standing.conf)
         self._rules = RuleKeeper(
             *managers, self._wanted_rules, slot("rules", "no firewall rules yet"), remark("rules"), self._rules_repaired
-        )
-        self._overlaps = OverlapWatch(
-            standing, self._path, remark("overlap"), allowed=options.allow_overlap, allocates=store.allocates
         )
         self._underlay = UnderlayWatch(
             lambda: host_net(options, standing.conf),
@@ -129,9 +117,8 @@ class Daemon:
             self._path,
             self._underlay_changed,
             slot("underlay"),
-            self._overlaps.look,
+            self._watches.overlaps.look,
         )
-        self._detours = DetourWatch(self._path, Ways().past, remark("detours"))
         self._conf_remark = remark("configuration")
         store.tell_trouble(remark("store"))
 
@@ -143,7 +130,6 @@ class Daemon:
         self._wake("start")
         yield self._store.follow(self._table, self._leases_changed)
         yield self._guard.run()
-        yield self._room.run()
         yield self._store.follow_config(self._conf_changed)
         yield self._reconciler.run()
         yield self._rules.run(self._options.iptables_resync_s)
@@ -153,18 +139,11 @@ class Daemon:
             yield self._cni.hold(partial(self._cni_conf_now, self._cni), self._file_repaired)
         yield self._underlay.run(self._wake)
         yield self._settings.run()
-        yield self._host_settings.run()
-        if isinstance(self._path, Tunnel):
-            yield ChecksumWatch(self._path, self._sources, self._wake, self._problems.remark("checksums")).run()
-        if not self._options.kube_subnet_mgr:
-            files = self._options.etcd_cafile, self._options.etcd_certfile
-            yield ExpiryWatch(*files, self._problems.remark("certificates")).run()
         yield self._publish_changes()
         yield self._announce()
         yield pager.run()
         yield pager.refuse()
-        yield DropWatch(partial(forwarded, self._standing, self._path), self._problems.remark("drops")).run(self._up)
-        yield self._detours.run()
+        yield from self._watches.duties(self._up)
 
     def _listen(self) -> Pager:
         """Begin to hear the kernel."""
@@ -185,7 +164,6 @@ class Daemon:
             lambda: self._wake("hints overrun"),
             frozenset({self._kernel.port_id, fast.port_id}),
         ).start()
-        RuleListener(lambda: self._detours.wake("rules")).start()
         return pager
 
     def close(self) -> None:
@@ -215,7 +193,7 @@ class Daemon:
                 return
             refuse_restart_keys(standing.conf, conf, standing.subnets)
             if conf.networks() != standing.conf.networks():
-                self._overlaps.refuse(conf, host_net(self._options, conf))
+                self._watches.overlaps.refuse(conf, host_net(self._options, conf))
             standing.backend.reconfigure(conf, self._path)
         except ConfigError as exc:
             log.error("network configuration changed, but the old one is kept: %s", exc)
@@ -244,7 +222,7 @@ class Daemon:
         self._leases_problem(None)
         self._wake(LEASES)
         self._guard.leases_changed()
-        self._room.leases_changed()
+        self._watches.room.leases_changed()
 
     async def _announce(self) -> None:
         """Tell those who wait for it that containers can be started here (contract 0.1 step 21, 9.22)."""
@@ -284,7 +262,7 @@ class Daemon:
         """What ``flannelctl status`` shows; names stay, more may come."""
         standing, own, runner = self._standing, self._store.own, self._path.runner
         ext = standing.ext
-        problems, room = self._problems.now(), self._room.now()
+        problems, room = self._problems.now(), self._watches.room.now()
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -310,11 +288,6 @@ class Daemon:
     def _in_software(self) -> str:
         offloads = self._path.desired.offloads.values()
         return ", checksums in software" if any(not offload.on for offload in offloads) else ""
-
-    def _sources(self) -> list[IP]:
-        """Addresses that tunnel packets are sent from."""
-        ext, conf = self._standing.ext, self._standing.conf
-        return [ip for family in conf.families() if (ip := ext.local(family)) is not None]
 
     def _state(self) -> str:
         if self._guard.in_quarantine:

@@ -3,10 +3,47 @@ status line and by ``flannelctl status``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 
 Problem = Callable[[str | None], None]
 """A part says what is wrong with it, in one sentence, or None when it is well."""
+
+
+class Notices:
+    """What a part says beside its problems: each sentence is a line in the log when it begins to hold and one when it
+    does no longer, and a remark in between.
+
+    Args:
+        log: where the lines go.
+        remark: as ``Problems.remark`` gives it.
+        said: what the log has already.
+    """
+
+    def __init__(self, log: logging.Logger, remark: Problem, said: Iterable[str] = ()) -> None:
+        self._log, self._remark = log, remark
+        self._said = list(said)
+        self._shown: str | None = None
+
+    def say(self, sentences: Iterable[str], remark: Iterable[str] | None = None) -> None:
+        """All that holds now.
+
+        Args:
+            sentences: for the log.
+            remark: those of them to be shown as a remark too; None = all.
+        """
+        holding = list(dict.fromkeys(sentences))
+        for sentence in holding:
+            if sentence not in self._said:
+                self._log.warning("%s", sentence)
+        for sentence in self._said:
+            if sentence not in holding:
+                self._log.info("no longer: %s", sentence)
+        self._said = holding
+        shown = "; ".join(holding if remark is None else remark) or None
+        if shown != self._shown:
+            self._shown = shown
+            self._remark(shown)
 
 
 class Problems:

@@ -22,6 +22,7 @@ from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
 from flanneld.plan.drift import Entry, Repair, device_of, repairs
 from flanneld.plan.fights import FIGHT_S, GAP_S, Fights
+from flanneld.problems import Notices
 from flanneld.retry import backoff
 from flanneld.wake import Reasons, Wake
 
@@ -78,7 +79,8 @@ class Reconciler:
         after_large: Callable[[], None] = lambda: None,
     ) -> None:
         self._kernel, self._path, self._table, self._wake = kernel, path, table, wake
-        self._report, self._remark, self._repaired = tell
+        self._report, remark, self._repaired = tell
+        self._notices = Notices(log, remark)
         self._after_large = after_large
         self._fights = Fights()
         self._fought: dict[Hashable, str] = {}
@@ -251,8 +253,7 @@ class Reconciler:
             about = subject(op.obj)
             if self._fights.is_fight(about) and about not in self._fought:
                 self._fought[about] = _fight(op, self._culprits.get(about, ""))
-                log.warning("%s", self._fought[about])
-                self._remark("; ".join(self._fought.values()))
+                self._notices.say(self._fought.values())
         if not held:
             return ops
         devices = {op.obj.name for op in held.values() if isinstance(op.obj, Link) and op.verb is Verb.CREATE}
@@ -261,9 +262,8 @@ class Reconciler:
     def _end_fights(self) -> None:
         over = [about for about in self._fights.settle(time.monotonic()) if about in self._fought]
         for about in over:
-            log.info("no longer: %s", self._fought.pop(about))
-        if over:
-            self._remark("; ".join(self._fought.values()) or None)
+            del self._fought[about]
+        self._notices.say(self._fought.values())
 
     # ---- telling ------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from flanneld.contracts import DataPath
 from flanneld.errors import KernelError
 from flanneld.model.addr import Prefix
 from flanneld.model.objects import Route, RouteKind
-from flanneld.problems import Problem
+from flanneld.problems import Notices, Problem
 from flanneld.wake import Wake
 
 log = logging.getLogger("flanneld")
@@ -38,9 +38,9 @@ class DetourWatch:
     def __init__(
         self, path: DataPath, past: Callable[[Iterable[Prefix]], Mapping[Prefix, str]], remark: Problem
     ) -> None:
-        self._path, self._past, self._remark = path, past, remark
+        self._path, self._past = path, past
+        self._notices = Notices(log, remark)
         self._suspects: dict[Prefix, str] = {}
-        self._told = ""
         self._next = 0
         self.wake = Wake()
 
@@ -59,7 +59,7 @@ class DetourWatch:
             return
         certain = {block: how for block, how in found.items() if self._suspects.get(block) == how}
         self._suspects = dict(islice(found.items(), BLOCKS))
-        self._tell(_sentence(certain) if certain else "")
+        self._notices.say([_sentence(certain)] if certain else [])
 
     def _sample(self) -> list[Prefix]:
         """Some of the blocks that our routes lead to: the peers', or where there are none of them, the network."""
@@ -68,16 +68,6 @@ class DetourWatch:
         begin = self._next if self._next < len(blocks) else 0
         self._next = begin + BLOCKS
         return blocks[begin : begin + BLOCKS]
-
-    def _tell(self, sentence: str) -> None:
-        if sentence == self._told:
-            return
-        if sentence:
-            log.warning("%s", sentence)
-        else:
-            log.info("no longer: %s", self._told)
-        self._told = sentence
-        self._remark(sentence or None)
 
 
 def _of_peers(routes: Iterable[Route]) -> list[Route]:

@@ -14,7 +14,7 @@ from flanneld.kernel import nft
 from flanneld.kernel.nft_events import NftEvents
 from flanneld.model.addr import Family
 from flanneld.plan.foreign_drop import Walk, certain_drops, forward_tables, walks
-from flanneld.problems import Problem
+from flanneld.problems import Notices, Problem
 from flanneld.startup import Standing
 
 log = logging.getLogger("flanneld")
@@ -36,7 +36,7 @@ class DropWatch:
     """
 
     def __init__(self, packets: Callable[[], Sequence[Walk]], remark: Problem) -> None:
-        self._packets, self._remark = packets, remark
+        self._packets, self._notices = packets, Notices(log, remark)
         self._told: list[str] = []
 
     async def run(self, ready: asyncio.Event) -> None:
@@ -67,14 +67,8 @@ class DropWatch:
         if found != self._told:
             await asyncio.sleep(SETTLE_S)
             found = [sentence for sentence in await self._find() if sentence in found]
-        for sentence in found:
-            if sentence not in self._told:
-                log.warning("%s", sentence)
-        for sentence in self._told:
-            if sentence not in found:
-                log.info("no longer: %s", sentence)
         self._told = found
-        self._remark("; ".join(found) or None)
+        self._notices.say(found)
 
     async def _find(self) -> list[str]:
         found: list[str] = []

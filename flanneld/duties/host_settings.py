@@ -14,7 +14,7 @@ from typing import NamedTuple
 from flanneld.contracts import DataPath
 from flanneld.kernel import procfs
 from flanneld.kernel.listen import NetconfListener
-from flanneld.problems import Problem
+from flanneld.problems import Notices, Problem
 from flanneld.startup import Standing
 
 log = logging.getLogger("flanneld")
@@ -44,7 +44,7 @@ class HostSettings:
     """
 
     def __init__(self, find: Callable[[], Found], remark: Problem, told: list[str]) -> None:
-        self._find, self._remark, self._told = find, remark, told
+        self._find, self._notices = find, Notices(log, remark, told)
 
     async def run(self) -> None:
         """Look for ever."""
@@ -62,14 +62,7 @@ class HostSettings:
     def look(self) -> None:
         """Compare with what was told."""
         found = self._find()
-        for text in found.bad:
-            if text not in self._told:
-                log.warning("%s", text)
-        for text in self._told:
-            if text not in found.bad:
-                log.info("no longer: %s", text)
-        self._told = found.bad
-        self._remark("; ".join(found.cut) or None)
+        self._notices.say(found.bad, remark=found.cut)
 
 
 def hurting(standing: Standing, path: DataPath | None) -> Found:

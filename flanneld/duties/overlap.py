@@ -13,7 +13,7 @@ from flanneld.errors import ConfigError
 from flanneld.model.host import HostNet
 from flanneld.model.netconf import NetConf
 from flanneld.plan.overlap import Mine, Overlap, overlaps, refusal, sentences
-from flanneld.problems import Problem
+from flanneld.problems import Notices, Problem
 from flanneld.startup import Standing, is_flannel
 
 log = logging.getLogger("flanneld")
@@ -31,23 +31,15 @@ class OverlapWatch:
     """
 
     def __init__(self, standing: Standing, path: DataPath, remark: Problem, *, allowed: bool, allocates: bool) -> None:
-        self._standing, self._path, self._remark = standing, path, remark
+        self._standing, self._path = standing, path
         self._allowed, self._allocates = allowed, allocates
-        self._told = set(standing.told_overlaps)
-        self._now: list[str] = []
+        self._notices = Notices(log, remark, standing.told_overlaps)
 
     def look(self, net: HostNet) -> bool:
         """Judge a snapshot that has the routes into the cluster network; returns whether something overlaps."""
-        before, self._now = self._now, sentences(self._overlaps(self._standing.conf, net))
-        for sentence in self._now:
-            if sentence not in self._told:
-                log.warning("%s", sentence)
-        if gone := set(before).difference(self._now):
-            log.info("no longer: %s", "; ".join(sorted(gone)))
-            self._told -= gone
-        self._told.update(self._now)
-        self._remark("; ".join(self._now) or None)
-        return bool(self._now)
+        found = sentences(self._overlaps(self._standing.conf, net))
+        self._notices.say(found)
+        return bool(found)
 
     def refuse(self, conf: NetConf, net: HostNet) -> None:
         """Judge a changed configuration.
