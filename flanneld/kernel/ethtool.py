@@ -53,10 +53,10 @@ def _ask(name: str, command: int, value: int, what: str) -> int:
     """One ioctl: ``struct ifreq`` with the device's name and a pointer to ``struct ethtool_value``."""
     answer = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
     request = struct.pack("=16sQ16x", name.encode(), ctypes.addressof(answer))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             fcntl.ioctl(sock, SIOCETHTOOL, request)
-        except OSError as exc:
-            raise KernelError(f"{what} of {name}", exc.errno or 0) from exc
+    except OSError as exc:
+        raise KernelError(f"{what} of {name}", exc.errno or 0) from exc
     found: int = struct.unpack_from("=I", answer.raw, 4)[0]
     return found

@@ -38,17 +38,20 @@ async def run(*argv: str, stdin: str = "", timeout_s: float = 30.0) -> str:
         What it wrote to standard output.
 
     Raises:
-        KernelError: not installed, ended with a status other than 0, or killed at its deadline.
+        KernelError: not installed, cannot be started, ended with a status other than 0, or killed at its deadline.
     """
     what = f"run {' '.join(argv)}"
     path = find(argv[0])
     if path is None:
         package = _PACKAGES.get(argv[0], "iptables")
         raise KernelError(what, errno.ENOENT, f"install it, on Debian: apt-get install {package}")
-    # its own session, so that a wrapper script and its children can be killed together
-    process = await asyncio.create_subprocess_exec(
-        path, *argv[1:], stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True, env=_environment()
-    )
+    try:
+        # its own session, so that a wrapper script and its children can be killed together
+        process = await asyncio.create_subprocess_exec(
+            path, *argv[1:], stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True, env=_environment()
+        )
+    except OSError as exc:  # no room for a process or a descriptor: passes, and is no reason for anybody to end
+        raise KernelError(what, exc.errno or 0) from exc
     try:
         async with asyncio.timeout(timeout_s):
             out, err = await process.communicate(stdin.encode())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import stat
 from pathlib import Path
 
@@ -100,3 +102,16 @@ def _is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+async def test_a_host_without_room_for_another_process_is_one_sentence_and_no_end(tools: Path) -> None:
+    """A limit of tasks or descriptors: who has rules to repair tries again."""
+    tool(tools, "fw", "exec true")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 1, hard))
+    try:
+        with pytest.raises(KernelError, match="run fw: Too many open files"):
+            await run("fw")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await run("fw") == ""
