@@ -1,7 +1,7 @@
 """The daemon at work: wires sources, reconcile loop, rules, subnet file and health together.
 
 Nothing here decides: each duty is a class of its own, and this file tells one what another found. All of
-them run in one task group; one that raises ends the process.
+them run in one task group; one that raises ends the process. Those that only tell, never do (``watches.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flanneld.duties.quarantine import LeaseGuard
 from flanneld.duties.rules import RuleKeeper
 from flanneld.duties.settings import SettingsWatch
 from flanneld.duties.underlay import UnderlayWatch
-from flanneld.errors import ConfigError, LeaseLost, Unavailable
+from flanneld.errors import ConfigError, KernelError, LeaseLost, Unavailable
 from flanneld.kernel.culprit import who
 from flanneld.kernel.listen import HintListener, MissListener
 from flanneld.kernel.memory import give_back
@@ -195,7 +195,7 @@ class Daemon:
             if conf.networks() != standing.conf.networks():
                 self._watches.overlaps.refuse(conf, host_net(self._options, conf))
             standing.backend.reconfigure(conf, self._path)
-        except ConfigError as exc:
+        except (ConfigError, KernelError) as exc:
             log.error("network configuration changed, but the old one is kept: %s", exc)
             self._conf_remark(f"the network configuration changed, but the old one is kept: {exc}")
             return
@@ -262,7 +262,7 @@ class Daemon:
         """What ``flannelctl status`` shows; names stay, more may come."""
         standing, own, runner = self._standing, self._store.own, self._path.runner
         ext = standing.ext
-        problems, room = self._problems.now(), self._watches.room.now()
+        problems, room = self._problems.now(), self._watches.room.now
         return {
             "version": __version__,
             "pid": os.getpid(),

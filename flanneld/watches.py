@@ -1,12 +1,15 @@
 """What is told and not repaired: it is the operator's to decide, another program's, or in the future.
 
 Each watch is a class of its own in ``duties/`` with one remark; what is ours to repair is the reconcile loop's.
+Whatever happens to a watch, a defect in it included, costs what it would have told, never the network.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +29,11 @@ from flanneld.model.options import Options
 from flanneld.problems import Problems
 from flanneld.startup import Standing
 from flanneld.wake import Wake
+
+log = logging.getLogger("flanneld")
+
+AGAIN_S = 60.0
+"""Until a watch that failed is tried again: most of what can go wrong is a limit of the host, which passes."""
 
 
 class Watches:
@@ -55,7 +63,6 @@ class Watches:
         self._host_settings = HostSettings(
             partial(hurting, standing, path), remark("host settings"), hurting(standing, None).bad
         )
-        self._detours = DetourWatch(path, Ways().past, remark("detours"))
         self._drops = DropWatch(partial(forwarded, standing, path), remark("drops"))
 
     def duties(self, up: asyncio.Event) -> Iterator[Coroutine[Any, Any, None]]:
@@ -65,17 +72,44 @@ class Watches:
             up: set when what is ours is right for the first time.
         """
         options, remark = self._options, self._remark
-        yield self.room.run()
-        yield self._host_settings.run()
-        yield self._drops.run(up)
-        RuleListener(lambda: self._detours.wake("rules")).start()
-        yield self._detours.run()
+        yield harmless("free subnets", self.room.run)
+        yield harmless("settings of the host", self._host_settings.run)
+        yield harmless("firewall rules of other programs", partial(self._drops.run, up))
+        yield harmless("routing rules", self._watch_detours)
         if isinstance(self._path, Tunnel):
-            yield ChecksumWatch(self._path, self._sources, self._wake, remark("checksums")).run()
+            watch = ChecksumWatch(self._path, self._sources, self._wake, remark("checksums"))
+            yield harmless("checksums", watch.run)
         if not options.kube_subnet_mgr:
-            yield ExpiryWatch(options.etcd_cafile, options.etcd_certfile, remark("certificates")).run()
+            expiry = ExpiryWatch(options.etcd_cafile, options.etcd_certfile, remark("certificates"))
+            yield harmless("certificates", expiry.run)
+
+    async def _watch_detours(self) -> None:
+        with contextlib.closing(Ways()) as ways:
+            watch = DetourWatch(self._path, ways.past, self._remark("detours"))
+            with contextlib.closing(RuleListener(lambda: watch.wake("rules"))) as listener:
+                listener.start()
+                await watch.run()
 
     def _sources(self) -> list[IP]:
         """Addresses that tunnel packets are sent from."""
         ext, conf = self._standing.ext, self._standing.conf
         return [ip for family in conf.families() if (ip := ext.local(family)) is not None]
+
+
+async def harmless(what: str, watch: Callable[[], Coroutine[Any, Any, None]], *, again_s: float = AGAIN_S) -> None:
+    """Run a watch; one that fails is told and begun again, a second failure of the same kind is not told.
+
+    Args:
+        what: it watches, for the log.
+        watch: makes its coroutine.
+        again_s: see ``AGAIN_S``.
+    """
+    told = ""
+    while True:
+        try:
+            return await watch()
+        except Exception as exc:  # the only place: see the module's first lines
+            if repr(exc) != told:
+                told = repr(exc)
+                log.exception("%s cannot be watched now, everything else goes on; trying again", what)
+        await asyncio.sleep(again_s)

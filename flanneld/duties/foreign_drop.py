@@ -45,13 +45,16 @@ class DropWatch:
         changed = asyncio.Event()
         changed.set()
         events = NftEvents(lambda _family, _table, _chain: True)
-        gap_s = GAPS_S[0]
+        gap_s, again_s = GAPS_S[0], None
         with contextlib.closing(events):
             while True:
                 since = time.monotonic()
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(again_s):
+                        await changed.wait()
                 gap_s = GAPS_S[0] if time.monotonic() - since > GAPS_S[1] else min(2 * gap_s, GAPS_S[1])
                 changed.clear()
+                again_s = None
                 try:
                     events.watch(lambda _reason: changed.set())
                     for family in Family:
@@ -59,6 +62,7 @@ class DropWatch:
                     await self._look()
                 except KernelError as exc:
                     log.debug("rules of others cannot be read cause=%s", exc)
+                    again_s = GAPS_S[1]  # no change will tell that they can be
                 await asyncio.sleep(gap_s)
 
     async def _look(self) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import islice
 
 import pytest
 
 from flanneld.duties.room import RoomWatch
+from flanneld.model.addr import Prefix
 from flanneld.model.lease import Lease, LeaseAttrs, LeaseTable
 from flanneld.model.lease_codec import parse_key
 from flanneld.plan.allocate import Room
 from tests.support.hosts import family_conf, net_conf
+from tests.support.wait import until
 
 CONF = net_conf(family_conf("10.5.0.0/16", 24, subnets=10), family_conf("fd00:5::/48", 64))
 
@@ -28,8 +31,7 @@ class Network:
         keys = [f"10.5.{number}.0-24&fd00:5:0:{number:x}::-64" for number in range(1, count + 1)]
         self.table.replace_all({key: Lease(*parse_key(key.encode()), LeaseAttrs(None)) for key in keys}, 1)
         self.watch.leases_changed()
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await until(lambda: self.watch.now == Room(10 - count, 10), what="a look")
 
 
 @pytest.fixture
@@ -69,6 +71,24 @@ async def test_a_network_that_filled_up_again_is_told_of_again(
 
 
 async def test_what_is_free_is_known_once_the_leases_are(network: Network) -> None:
-    assert network.watch.now() is None
+    assert network.watch.now is None
     await network.hold(3)
-    assert network.watch.now() == Room(7, 10)
+    assert network.watch.now == Room(7, 10)
+
+
+async def test_fifty_thousand_leases_are_counted_without_stopping_the_loop() -> None:
+    """A miss has to be answered meanwhile."""
+    table = LeaseTable()
+    watch = RoomWatch(table, lambda: net_conf(family_conf("10.0.0.0/8", 24)))
+    blocks = Prefix.parse("10.0.0.0/8").subnets(24)
+    keys = [str(block).replace("/", "-") for block in islice(blocks, 1, 50_001)]
+    table.replace_all({key: Lease(*parse_key(key.encode()), LeaseAttrs(None)) for key in keys}, 1)
+    watch.leases_changed()
+    task = asyncio.create_task(watch.run())
+    turns = 0
+    while watch.now is None:
+        await asyncio.sleep(0)
+        turns += 1
+    task.cancel()
+    assert watch.now.free == watch.now.total - 50_000
+    assert turns > 10
