@@ -18,7 +18,7 @@ from flanneld.contracts import Store
 from flanneld.daemon import Daemon
 from flanneld.errors import ConfigError, LeaseMoved
 from flanneld.kernel.place import place
-from flanneld.kernel.privileges import keep_at_start
+from flanneld.kernel.privileges import given_up, held, keep_at_start
 from flanneld.kernel.rtnl import Rtnl
 from flanneld.model.options import Options
 from flanneld.remembering import Remembering
@@ -36,8 +36,9 @@ log = logging.getLogger("flanneld")
 GC_THRESHOLDS = (50_000, 20, 50)
 """Allocations before a young, and rounds before an older generation is collected; Python's own is 700, 10, 10."""
 
-PLACE = "_FLANNELD_PLACE"
-"""Variable that hands ``place()`` on to the process that we may become (``_begin_anew``)."""
+PLACE, AT_FIRST = "_FLANNELD_PLACE", "_FLANNELD_CAPABILITIES"
+"""Variables that hand ``place()``, and what we might do at first, on to the program that we may become
+(``_begin_anew``)."""
 
 CLOSE_S = 2.5
 """Longest time for taking leave of etcd: half of what passes between SIGTERM and exit at most."""
@@ -54,6 +55,7 @@ def run(options: Options) -> int:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     os.environ.setdefault(PLACE, place())  # tells by process 1, which we may not look at any more afterwards
+    os.environ.setdefault(AT_FIRST, f"{held():x}")
     if options.drop_privileges:
         keep_at_start((os.path.dirname(os.path.abspath(options.subnet_file)), options.state_dir, options.cni_conf_dir))
     try:
@@ -130,6 +132,7 @@ async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> 
             tasks.create_task(health.serve(options.healthz_ip, options.healthz_port))
         tasks.create_task(notifier.feed_watchdog())
         standing = await start_up(options, store, state, file, kernel, say)
+        _require_what_was_given_up(standing.conf.backend_type)
         daemon = Daemon(options, standing, store, kernel, file, health, notifier)
         at_exit.callback(daemon.close)
         for duty in daemon.duties():
@@ -140,6 +143,19 @@ async def _work(options: Options, notifier: Notifier, hangup: asyncio.Event) -> 
             log.info("SIGHUP received, reading certificates and configuration again")
             store.reload()
             await daemon.reload()
+
+
+def _require_what_was_given_up(backend_type: str) -> None:
+    """End rather than go on with less for ever: whoever starts us gives it back, and the data path stays until then.
+
+    Raises:
+        ConfigError: the backend changed, and an earlier run in this process gave up what the new one needs.
+    """
+    if gone := given_up(backend_type, int(os.environ[AT_FIRST], 16)):
+        raise ConfigError(
+            f"the backend is {backend_type} by now and needs {', '.join(gone)}, which this process gave up when it "
+            "served another one: start flanneld again"
+        )
 
 
 async def _close_in_time(store: Store) -> None:

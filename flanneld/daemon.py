@@ -141,6 +141,8 @@ class Daemon:
         yield self._settings.run()
         yield self._publish_changes()
         yield self._announce()
+        if self._options.drop_privileges:
+            yield self._give_up_privileges()
         yield pager.run()
         yield pager.refuse()
         yield from self._watches.duties(self._up)
@@ -227,11 +229,15 @@ class Daemon:
     async def _announce(self) -> None:
         """Tell those who wait for it that containers can be started here (contract 0.1 step 21, 9.22)."""
         await self._up.wait()
-        if self._options.drop_privileges:
-            keep_at_work(self._standing.conf.backend_type)
-            # threads keep what they have, and begin with what their maker has: idle ones of the old pool end
-            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         await self._store.network_is_up()
+
+    async def _give_up_privileges(self) -> None:
+        """Give up what this run does not need. A run from memory needs what the store will say when it answers."""
+        await self._up.wait()
+        await self._guard.confirmed.wait()
+        keep_at_work(self._standing.conf.backend_type)
+        # threads keep what they have, and begin with what their maker has: idle ones of the old pool end
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
     async def _publish_changes(self) -> None:
         """Publish what we say about ourselves whenever it changed."""

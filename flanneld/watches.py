@@ -108,7 +108,7 @@ async def harmless(what: str, watch: Callable[[], Coroutine[Any, Any, None]], *,
     while True:
         try:
             return await watch()
-        except Exception as exc:  # the only place: see the module's first lines
+        except Exception as exc:  # see the module's first lines
             if repr(exc) != told:
                 told = repr(exc)
                 log.exception("%s cannot be watched now, everything else goes on; trying again", what)

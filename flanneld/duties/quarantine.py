@@ -37,6 +37,9 @@ class LeaseGuard:
         table: everybody's leases, for news of our key.
         wake: the reconcile loop.
         problem: what keeps this host from being ready.
+
+    Attributes:
+        confirmed: set once the store has said that the lease is ours.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class LeaseGuard:
         self._seen: Lease | None = None
         self._told = ""
         self.in_quarantine = False
+        self.confirmed = asyncio.Event()
 
     async def run(self) -> None:
         """Keep the lease, for ever.
@@ -79,6 +83,7 @@ class LeaseGuard:
             self._wake("quarantine is over")
             log.warning("our subnet is ours again, quarantine is over")
         self._problem(None)
+        self.confirmed.set()
 
     def _enter(self, why: str) -> None:
         if why != self._told:

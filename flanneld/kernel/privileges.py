@@ -81,14 +81,35 @@ def keep_at_work(backend_type: str) -> None:
     """Give up what only the start needed, and what only other backends need.
 
     Args:
-        backend_type: ``Backend.Type``; only ``udp`` has programs for the kernel to load.
+        backend_type: ``Backend.Type``.
     """
-    _keep(ALWAYS | {Cap.DAC_OVERRIDE} | (_for_programs() if backend_type == "udp" else frozenset()))
+    _keep(ALWAYS | {Cap.DAC_OVERRIDE} | _needed_by(backend_type))
+
+
+def held() -> int:
+    """What this thread may have, a bit for each capability; 0 where the kernel does not tell."""
+    return _read()[1]
+
+
+def given_up(backend_type: str, at_first: int) -> list[str]:
+    """What a backend needs, and this process had and has no more. Nothing gives it back but another process.
+
+    Args:
+        backend_type: ``Backend.Type``.
+        at_first: what ``held`` told when the process began.
+    """
+    lost = at_first & ~held()
+    return [f"CAP_{cap.name}" for cap in sorted(_needed_by(backend_type)) if lost >> cap & 1]
 
 
 def keep_nothing() -> None:
     """Give up everything, in this thread alone; others keep what they have."""
     _write((0, 0, 0))
+
+
+def _needed_by(backend_type: str) -> frozenset[Cap]:
+    """Beside ``ALWAYS``: only ``udp`` has programs for the kernel to load."""
+    return _for_programs() if backend_type == "udp" else frozenset()
 
 
 def _for_programs() -> frozenset[Cap]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +16,10 @@ import pytest
 from flanneld.kernel.privileges import ALWAYS, Cap
 from flanneld.lab import Lab
 from flanneld.lab.probe import ping
+from flanneld.lab.spec import SUBNETS_KEY
+from tests.netns.test_cold_start import power_cut, remembers_all
+from tests.netns.test_fencing_lab import THIEF, key_of, status
+from tests.netns.test_store_returns import configure, start_from_memory
 from tests.support.live import assert_all_pods_connected, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd, pytest.mark.needs("vxlan", "iptables")]
@@ -81,6 +87,46 @@ def test_a_daemon_may_be_told_to_keep_what_it_has(make_lab: MakeLab) -> None:
     pid = lab.host(1).daemon.pid
     assert pid is not None
     assert Cap.SYS_ADMIN in held(pid)["CapPrm"]
+
+
+@pytest.mark.needs("udp_kernel")
+def test_a_host_that_started_from_memory_can_still_become_what_the_store_says(make_lab: MakeLab) -> None:
+    with make_lab(1) as lab:
+        host = lab.host(1)
+        until(lambda: remembers_all(lab), "it remembers its lease")
+        power_cut(host)
+        configure(lab, Backend={"Type": "udp"})
+        start_from_memory(lab, host)
+        pid = host.daemon.pid
+        assert pid is not None
+        lab.etcd.start()
+        until(lambda: "udp data path" in host.daemon.log() and host.daemon.is_ready(), "the other backend works")
+        assert host.daemon.pid == pid
+        assert status(host)["data_path"] == "udp data path kernel"
+        until(lambda: is_at_work(pid), "what only the start needs is given up")
+
+
+@pytest.mark.needs("udp_kernel")
+def test_a_host_that_moves_to_a_backend_for_which_it_gave_up_too_much_ends_and_says_so(make_lab: MakeLab) -> None:
+    """A supervisor starts it again, with everything."""
+    with make_lab(1) as lab:
+        host = lab.host(1)
+        pid, key = host.daemon.pid, key_of(lab, host)
+        assert pid is not None
+        until(lambda: is_at_work(pid), "what only the start needs is given up")
+        configure(lab, Backend={"Type": "udp"})
+        until(lambda: "needs a restart" in host.daemon.log(), "the change is refused")
+        value = lab.etcd.items(SUBNETS_KEY)[key]
+        host.daemon.signal(signal.SIGSTOP)
+        lab.etcd.delete(key)
+        lab.etcd.put(key, json.dumps({**json.loads(value), **THIEF}))
+        host.daemon.signal(signal.SIGCONT)
+        until(lambda: not host.daemon.is_running(), "it ends")
+        assert "the backend is udp by now and needs CAP_BPF" in host.daemon.log()
+        assert "Traceback" not in host.daemon.log()
+        host.daemon.start()
+        host.daemon.wait_ready()
+        assert status(host)["data_path"] == "udp data path kernel"
 
 
 TRY = """
