@@ -12,6 +12,7 @@ import contextlib
 import os
 import random
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -63,7 +64,7 @@ class Machine:
     def __init__(self, number: int, switch: Switch, root: str, disk: Path) -> None:
         self.attrs = attrs_of(f"192.0.2.{number}", f"{number}" * 32, backend_type="vxlan", data=vtep(number))
         self.name, self.switch, self._root = f"h{number}", switch, root
-        self._disk = disk / f"h{number}.cache"
+        self.disk = disk / f"h{number}.cache"
         self.problem: str | None = None
         self.path = Traffic()
         self.own: OwnLease | None = None
@@ -80,12 +81,17 @@ class Machine:
             await asyncio.gather(self._task, return_exceptions=True)
         self._task, self.own = None, None
 
+    def clone(self, other: Machine) -> None:
+        """Become a copy of another host's disk, with an address of its own; devices' MACs come from the identity."""
+        self.attrs = other.attrs._replace(public_ip=self.attrs.public_ip)
+        shutil.copy(other.disk, self.disk)
+
     async def _live(self) -> None:
         """As ``app.py``: a subnet that moved begins anew."""
         while True:
             client = EtcdClient(parse_endpoints(self.switch.endpoint), request_timeout_s=0.5)
             store = EtcdStore(client, self._root, ttl_s=TTL_S, renew_margin_s=1.0, check_s=0.2, grace_s=0.5)
-            memory = Remembering(store, LeaseCache(self._disk, "/net", self.attrs.identity), patience_s=0.1)
+            memory = Remembering(store, LeaseCache(self.disk, "/net", self.attrs.identity), patience_s=0.1)
             try:
                 await self._serve(memory)
             except* LeaseMoved:
@@ -245,6 +251,45 @@ async def test_whatever_happens_nobody_writes_over_anothers_lease_and_all_come_t
         assert len({m.own.key for m in machines if m.own}) == 3
         assert scribe.wrongs() == [], f"seed {seed}"
         assert len(scribe.changes) > 10, "something happened at all"
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+@pytest.mark.parametrize("ran_out", [False, True], ids=["lease lives", "lease ran out"])
+async def test_clones_that_both_started_from_one_memory_share_no_subnet_when_the_store_is_back(
+    client: EtcdClient, root: str, machines: list[Machine], ran_out: bool
+) -> None:
+    """A golden image of a host that ran: machine id, identity and memory are the same, nobody can tell while etcd is
+    away. Then one subnet has one owner, the other says what to do, and neither writes for ever."""
+    first, second, _ = machines
+    await client.put(f"{root}/config".encode(), CONFIG)
+    scribe = Scribe(client, root)
+    writing = asyncio.create_task(scribe.run())
+    try:
+        await first.start()
+        await until(lambda: first.is_settled(scribe.held), what="a lease")
+        await until(lambda: first.disk.exists(), what="the memory")
+        await first.kill()
+        second.clone(first)
+        for machine in (first, second):
+            machine.switch.point_nowhere()
+            await machine.start()
+        await until(lambda: first.own and second.own, what="both work from memory")
+        assert first.own
+        assert second.own
+        assert first.own.key == second.own.key
+        if ran_out:
+            await client.delete(f"{root}/subnets/{first.own.key}".encode())
+        for machine in (first, second):
+            machine.switch.point_to(*machine.switch.home)
+        await until(lambda: first.is_settled(scribe.held) and second.is_settled(scribe.held), what="one owner")
+        assert [first.path.is_open, second.path.is_open].count(True) == 1
+        [loser] = [machine for machine in (first, second) if not machine.path.is_open]
+        assert "write another id" in str(loser.problem)
+        written = len(scribe.changes)
+        await until(lambda: len(scribe.changes) >= written + 3, what="renewals")
+        assert len({change.after for change in scribe.changes[written:]}) == 1, "no fight"
     finally:
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
