@@ -69,6 +69,9 @@ VALUE_BYTES = 64 << 10
 # a circle is met with growing pauses (failures F26).
 _STEADY_S = 5.0
 
+# Nobody answers in less, so when no more is left, as after a moment in which this machine stood still, nobody is asked.
+_LEAST_S = 0.05
+
 # Longest pause of a watch: what a host knows may be so much older than an outage. It costs a stream on a connection
 # that is there, or an attempt at one, every 2 s on average.
 _PAUSE_S = 3.0
@@ -380,10 +383,12 @@ class EtcdClient:
         pauses = backoff(0.05, 0.5)
         # one try more than members: an idle connection's death often shows only when it is used
         for tries_left in range(len(self._wires) + 1, 0, -1):
+            if failures and deadline - clock() < _LEAST_S * tries_left:
+                break
             wire = self._wires[self._at]
             try:
                 while True:
-                    budget_s = max((deadline - clock()) / tries_left, 0.01)
+                    budget_s = max((deadline - clock()) / tries_left, _LEAST_S)
                     metadata = await self._tokens.metadata(wire, budget_s)
                     try:
                         return await wire.call(method, request, timeout_s=budget_s, metadata=metadata), bool(failures)

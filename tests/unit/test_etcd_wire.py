@@ -5,6 +5,9 @@ The server here is grpclib's, on loopback.
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -84,4 +87,14 @@ async def test_a_refused_swap_that_does_not_tell_what_is_there_is_a_key_that_is_
     try:
         assert (await client.put_if(b"/x", b"v", 7, mod_revision=3)).kvs == []
     finally:
+        await client.close()
+
+
+async def test_a_machine_that_stood_still_says_how_long_it_waited_and_not_no_time_at_all() -> None:
+    """A suspended host, or one without a processor for a while: all the time of a request is over at once."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = EtcdClient(parse_endpoints(f"http://127.0.0.1:{silent.getsockname()[1]}"), request_timeout_s=1.0)
+        asyncio.get_running_loop().call_later(0.1, time.sleep, 1.2)
+        with pytest.raises(Unavailable, match=r"no answer within 0\.5 s$"):
+            await client.get(b"/key")
         await client.close()
