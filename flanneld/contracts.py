@@ -305,8 +305,8 @@ class Surroundings(NamedTuple):
     """To be called when something of the data path broke."""
     repaired: Callable[[str], None] = lambda _text: None
     """To be called with one sentence when the runner has put back what somebody else had taken away."""
-    remark: Callable[[str | None], None] = lambda _text: None
-    """To be called with one sentence when something works that is not as it should be, and with None when it is."""
+    remark: Callable[[Sequence[str]], None] = lambda _sentences: None
+    """To be called with all that works and is not as it should be, a sentence each, whenever that changes."""
 
 
 class Backend(Protocol):

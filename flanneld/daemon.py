@@ -88,13 +88,13 @@ class Daemon:
         self._audit = Audit()
         self._since = time.time()
         self._problems = Problems(self._tell_state)
-        slot, remark = self._problems.slot, self._problems.remark
+        slot, remark, remarks = self._problems.slot, self._problems.remark, self._problems.remarks_of
         self._leases_problem = slot("leases", "the list of leases has not come yet")
         self._file_problem = slot("file", "subnet.env is not written yet")
         self._cni_problem = slot("cni", self._cni.problem if self._cni else None)
         self._file_remark, self._cni_remark = remark("file"), remark("cni")
         self._path = standing.backend.data_path(
-            surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired, remark("data path"))
+            surroundings(options, standing, self._publish.set, self._wake, self._runner_repaired, remarks("data path"))
         )
         self._watches = Watches(options, standing, store, self._path, self._table, self._wake, self._problems)
         self._guard = LeaseGuard(store, self._path, self._table, self._wake, slot("lease"))
@@ -103,7 +103,7 @@ class Daemon:
             self._path,
             self._table,
             self._wake,
-            Tell(slot("kernel", "the data path is not set up yet"), remark("kernel"), self._repaired),
+            Tell(slot("kernel", "the data path is not set up yet"), remarks("kernel"), self._repaired),
             give_back,
         )
         self._settings = SettingsWatch(self._path, self._reconciler.damaged, self._wake)

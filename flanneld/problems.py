@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 Problem = Callable[[str | None], None]
 """A part says what is wrong with it, in one sentence, or None when it is well."""
+
+Remarks = Callable[[Sequence[str]], None]
+"""A part says all that is not as it should be, a sentence each."""
 
 
 class Notices:
@@ -16,14 +20,14 @@ class Notices:
 
     Args:
         log: where the lines go.
-        remark: as ``Problems.remark`` gives it.
+        remark: as ``Problems.remarks_of`` gives it.
         said: what the log has already.
     """
 
-    def __init__(self, log: logging.Logger, remark: Problem, said: Iterable[str] = ()) -> None:
+    def __init__(self, log: logging.Logger, remark: Remarks, said: Iterable[str] = ()) -> None:
         self._log, self._remark = log, remark
         self._said = list(said)
-        self._shown: str | None = None
+        self._shown: list[str] = []
 
     def say(self, sentences: Iterable[str], remark: Iterable[str] | None = None) -> None:
         """All that holds now.
@@ -40,7 +44,7 @@ class Notices:
             if sentence not in holding:
                 self._log.info("no longer: %s", sentence)
         self._said = holding
-        shown = "; ".join(holding if remark is None else remark) or None
+        shown = holding if remark is None else list(remark)
         if shown != self._shown:
             self._shown = shown
             self._remark(shown)
@@ -51,8 +55,8 @@ class Problems:
 
     def __init__(self, changed: Callable[[Sequence[str]], None]) -> None:
         self._changed = changed
-        self._slots: dict[str, str | None] = {}
-        self._remarks: dict[str, str | None] = {}
+        self._slots: dict[str, tuple[str, ...]] = {}
+        self._remarks: dict[str, tuple[str, ...]] = {}
 
     def slot(self, part: str, at_first: str | None = None) -> Problem:
         """Reserve a slot.
@@ -61,18 +65,22 @@ class Problems:
             part: its name; two parts of one name share the slot.
             at_first: what stands there until the part says otherwise.
         """
-        return self._sayer(self._slots, part, at_first)
+        return _one(self._sayer(self._slots, part, (at_first,) if at_first else ()))
 
     def remark(self, part: str) -> Problem:
         """Reserve a slot for what does not keep this host from being ready."""
-        return self._sayer(self._remarks, part, None)
+        return _one(self.remarks_of(part))
 
-    def _sayer(self, slots: dict[str, str | None], part: str, at_first: str | None) -> Problem:
+    def remarks_of(self, part: str) -> Remarks:
+        """As ``remark``, for a part that may have several things to say at a time."""
+        return self._sayer(self._remarks, part, ())
+
+    def _sayer(self, slots: dict[str, tuple[str, ...]], part: str, at_first: tuple[str, ...]) -> Remarks:
         slots[part] = at_first
 
-        def say(problem: str | None) -> None:
-            if slots[part] != problem:
-                slots[part] = problem
+        def say(sentences: Sequence[str]) -> None:
+            if slots[part] != (said := tuple(sentences)):
+                slots[part] = said
                 self._changed(self.now())
 
         self._changed(self.now())
@@ -80,8 +88,12 @@ class Problems:
 
     def remarks(self) -> list[str]:
         """What works but is not as it should be."""
-        return [remark for remark in self._remarks.values() if remark]
+        return list(chain.from_iterable(self._remarks.values()))
 
     def now(self) -> list[str]:
         """All present problems."""
-        return [problem for problem in self._slots.values() if problem]
+        return list(chain.from_iterable(self._slots.values()))
+
+
+def _one(say: Remarks) -> Problem:
+    return lambda sentence: say((sentence,) if sentence else ())

@@ -22,7 +22,7 @@ from flanneld.model.state import State
 from flanneld.plan.diff import Op, Verb, plan, plan_changes
 from flanneld.plan.drift import Entry, Repair, device_of, repairs
 from flanneld.plan.fights import FIGHT_S, GAP_S, Fights
-from flanneld.problems import Notices
+from flanneld.problems import Notices, Remarks
 from flanneld.retry import backoff
 from flanneld.wake import Reasons, Wake
 
@@ -60,8 +60,8 @@ class Tell(NamedTuple):
 
     report: Callable[[str | None], None]
     """What is wrong, or None."""
-    remark: Callable[[str | None], None] = lambda _: None
-    """What works but is not as it should be, or None."""
+    remark: Remarks = lambda _: None
+    """What works but is not as it should be."""
     repaired: Callable[[Repair, float, str], None] = lambda _repair, _after_s, _by: None
     """Each repair, how many seconds after it was noticed, and who did the damage if that is known."""
 

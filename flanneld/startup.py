@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import backends
@@ -128,7 +128,7 @@ async def _attempt(
     for text in overlapping:
         told.log(logging.WARNING, text)
     for text in procfs.warnings(conf.families(), ext.name, iptables=not conf.nftables):
-        log.warning("%s", text)
+        told.log(logging.WARNING, text)
     told.wait_for("waiting for a lease")
     previous = (before.subnet or remembered[0], before.subnet6 or remembered[1])
     try:
@@ -212,7 +212,7 @@ def surroundings(
     republish: Callable[[], None],
     look: Callable[[str], None],
     repaired: Callable[[str], None],
-    remark: Callable[[str | None], None],
+    remark: Callable[[Sequence[str]], None],
 ) -> Surroundings:
     """What a data path is built on."""
     return Surroundings(

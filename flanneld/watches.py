@@ -55,15 +55,15 @@ class Watches:
         problems: Problems,
     ) -> None:
         self._options, self._standing, self._path, self._wake = options, standing, path, wake
-        self._remark = remark = problems.remark
+        self._problems, remarks = problems, problems.remarks_of
         self.room = RoomWatch(table, lambda: standing.conf if store.allocates else None)
         self.overlaps = OverlapWatch(
-            standing, path, remark("overlap"), allowed=options.allow_overlap, allocates=store.allocates
+            standing, path, remarks("overlap"), allowed=options.allow_overlap, allocates=store.allocates
         )
         self._host_settings = HostSettings(
-            partial(hurting, standing, path), remark("host settings"), hurting(standing, None).bad
+            partial(hurting, standing, path), remarks("host settings"), hurting(standing, None).bad
         )
-        self._drops = DropWatch(partial(forwarded, standing, path), remark("drops"))
+        self._drops = DropWatch(partial(forwarded, standing, path), remarks("drops"))
 
     def duties(self, up: asyncio.Event) -> Iterator[Coroutine[Any, Any, None]]:
         """Everything that has to run; call from the event loop.
@@ -71,21 +71,21 @@ class Watches:
         Args:
             up: set when what is ours is right for the first time.
         """
-        options, remark = self._options, self._remark
+        options, problems = self._options, self._problems
         yield harmless("free subnets", self.room.run)
         yield harmless("settings of the host", self._host_settings.run)
         yield harmless("firewall rules of other programs", partial(self._drops.run, up))
         yield harmless("routing rules", self._watch_detours)
         if isinstance(self._path, Tunnel):
-            watch = ChecksumWatch(self._path, self._sources, self._wake, remark("checksums"))
+            watch = ChecksumWatch(self._path, self._sources, self._wake, problems.remark("checksums"))
             yield harmless("checksums", watch.run)
         if not options.kube_subnet_mgr:
-            expiry = ExpiryWatch(options.etcd_cafile, options.etcd_certfile, remark("certificates"))
+            expiry = ExpiryWatch(options.etcd_cafile, options.etcd_certfile, problems.remarks_of("certificates"))
             yield harmless("certificates", expiry.run)
 
     async def _watch_detours(self) -> None:
         with contextlib.closing(Ways()) as ways:
-            watch = DetourWatch(self._path, ways.past, self._remark("detours"))
+            watch = DetourWatch(self._path, ways.past, self._problems.remarks_of("detours"))
             with contextlib.closing(RuleListener(lambda: watch.wake("rules"))) as listener:
                 listener.start()
                 await watch.run()

@@ -13,7 +13,7 @@ from flanneld.contracts import DataPath
 from flanneld.errors import KernelError
 from flanneld.model.addr import Prefix
 from flanneld.model.objects import Route, RouteKind
-from flanneld.problems import Notices, Problem
+from flanneld.problems import Notices, Remarks
 from flanneld.wake import Wake
 
 log = logging.getLogger("flanneld")
@@ -36,7 +36,7 @@ class DetourWatch:
     """
 
     def __init__(
-        self, path: DataPath, past: Callable[[Iterable[Prefix]], Mapping[Prefix, str]], remark: Problem
+        self, path: DataPath, past: Callable[[Iterable[Prefix]], Mapping[Prefix, str]], remark: Remarks
     ) -> None:
         self._path, self._past = path, past
         self._notices = Notices(log, remark)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flanneld.problems import Problem
+from flanneld.problems import Remarks
 from flanneld.sources import cert_expiry
 
 log = logging.getLogger("flanneld")
@@ -32,7 +32,7 @@ class ExpiryWatch:
         remark: where to tell.
     """
 
-    def __init__(self, ca: str, cert: str, remark: Problem, now: Callable[[], datetime] = _now) -> None:
+    def __init__(self, ca: str, cert: str, remark: Remarks, now: Callable[[], datetime] = _now) -> None:
         self._ca, self._cert, self._remark, self._now = ca, cert, remark, now
         self._told: datetime | None = None
 
@@ -44,12 +44,12 @@ class ExpiryWatch:
 
     def look(self) -> None:
         """Look once."""
-        said, now = "; ".join(self._ending()), self._now()
-        self._remark(said or None)
+        said, now = list(self._ending()), self._now()
+        self._remark(said)
         if not said:
             self._told = None
         elif self._told is None or (now - self._told).total_seconds() >= TELL_EVERY_S:
-            log.warning("%s", said)
+            log.warning("%s", "; ".join(said))
             self._told = now
 
     def _ending(self) -> Iterator[str]:

@@ -14,8 +14,9 @@ from flanneld.kernel import nft
 from flanneld.kernel.nft_events import NftEvents
 from flanneld.model.addr import Family
 from flanneld.plan.foreign_drop import Walk, certain_drops, forward_tables, walks
-from flanneld.problems import Notices, Problem
+from flanneld.problems import Notices, Remarks
 from flanneld.startup import Standing
+from flanneld.wake import heard
 
 log = logging.getLogger("flanneld")
 
@@ -35,7 +36,7 @@ class DropWatch:
         remark: what to say in the status.
     """
 
-    def __init__(self, packets: Callable[[], Sequence[Walk]], remark: Problem) -> None:
+    def __init__(self, packets: Callable[[], Sequence[Walk]], remark: Remarks) -> None:
         self._packets, self._notices = packets, Notices(log, remark)
         self._told: list[str] = []
 
@@ -49,9 +50,7 @@ class DropWatch:
         with contextlib.closing(events):
             while True:
                 since = time.monotonic()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(again_s):
-                        await changed.wait()
+                await heard(changed, again_s)
                 gap_s = GAPS_S[0] if time.monotonic() - since > GAPS_S[1] else min(2 * gap_s, GAPS_S[1])
                 changed.clear()
                 again_s = None

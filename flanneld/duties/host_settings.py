@@ -14,8 +14,9 @@ from typing import NamedTuple
 from flanneld.contracts import DataPath
 from flanneld.kernel import procfs
 from flanneld.kernel.listen import NetconfListener
-from flanneld.problems import Notices, Problem
+from flanneld.problems import Notices, Remarks
 from flanneld.startup import Standing
+from flanneld.wake import heard
 
 log = logging.getLogger("flanneld")
 
@@ -43,7 +44,7 @@ class HostSettings:
         told: what the log has said already.
     """
 
-    def __init__(self, find: Callable[[], Found], remark: Problem, told: list[str]) -> None:
+    def __init__(self, find: Callable[[], Found], remark: Remarks, told: list[str]) -> None:
         self._find, self._notices = find, Notices(log, remark, told)
 
     async def run(self) -> None:
@@ -54,10 +55,8 @@ class HostSettings:
             while True:
                 changed.clear()
                 self.look()
-                await asyncio.sleep(GAP_S)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await changed.wait()
+                if await heard(changed, LOOK_S):
+                    await asyncio.sleep(GAP_S)
 
     def look(self) -> None:
         """Compare with what was told."""

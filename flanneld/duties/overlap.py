@@ -13,7 +13,7 @@ from flanneld.errors import ConfigError
 from flanneld.model.host import HostNet
 from flanneld.model.netconf import NetConf
 from flanneld.plan.overlap import Mine, Overlap, overlaps, refusal, sentences
-from flanneld.problems import Notices, Problem
+from flanneld.problems import Notices, Remarks
 from flanneld.startup import Standing, is_flannel
 
 log = logging.getLogger("flanneld")
@@ -30,7 +30,7 @@ class OverlapWatch:
         allocates: ``Store.allocates``.
     """
 
-    def __init__(self, standing: Standing, path: DataPath, remark: Problem, *, allowed: bool, allocates: bool) -> None:
+    def __init__(self, standing: Standing, path: DataPath, remark: Remarks, *, allowed: bool, allocates: bool) -> None:
         self._standing, self._path = standing, path
         self._allowed, self._allocates = allowed, allocates
         self._notices = Notices(log, remark, standing.told_overlaps)

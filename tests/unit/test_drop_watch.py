@@ -50,11 +50,11 @@ async def test_a_failed_look_is_repeated_without_any_change(monkeypatch: pytest.
     monkeypatch.setattr(foreign_drop, "NftEvents", Silent)
     monkeypatch.setattr(foreign_drop, "SETTLE_S", 0.0)
     monkeypatch.setattr(foreign_drop, "GAPS_S", (0.0, 0.01))
-    shown: list[str | None] = []
+    shown: list[Sequence[str]] = []
     packets = walks(Prefix.parse("10.5.0.0/16"), Prefix.parse("10.5.7.0/24"), frozenset({"flannel.1"}))
     ready = asyncio.Event()
     ready.set()
     task = asyncio.create_task(DropWatch(lambda: packets, shown.append).run(ready))
     await until(lambda: bool(shown), what="the rule's name")
     task.cancel()
-    assert "nftables table inet filter drops" in str(shown[0])
+    assert "nftables table inet filter drops" in shown[0][0]

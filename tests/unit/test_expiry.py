@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,15 +41,12 @@ class Watched:
         self.cert.write_bytes(certificate(ends))
         self.ca.write_bytes(CA.cert_pem.bytes())
         self.clock = Clock()
-        self.said: list[str | None] = []
-        self.watch = ExpiryWatch(str(self.ca), str(self.cert), self._say, self.clock)
-
-    def _say(self, text: str | None) -> None:
-        self.said.append(text)
+        self.said: list[Sequence[str]] = []
+        self.watch = ExpiryWatch(str(self.ca), str(self.cert), self.said.append, self.clock)
 
     def look(self) -> str | None:
         self.watch.look()
-        return self.said[-1]
+        return "; ".join(self.said[-1]) or None
 
 
 @pytest.mark.parametrize("ends", [datetime(2026, 12, 3, 23, 59, 59, tzinfo=UTC), datetime(2057, 1, 2, tzinfo=UTC)])

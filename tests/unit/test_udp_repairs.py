@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -23,7 +24,7 @@ class Host:
         self.refusal: KernelError | None = None
         self.armed = self.failures = 0
         self.told: list[str] = []
-        self.remarks: list[str | None] = []
+        self.remarks: list[Sequence[str]] = []
         self.reasons: list[str] = []
 
     def is_filled(self) -> bool:
@@ -49,8 +50,8 @@ class Host:
     def repaired(self, text: str) -> None:
         self.told.append(text)
 
-    def remark(self, text: str | None) -> None:
-        self.remarks.append(text)
+    def remark(self, sentences: Sequence[str]) -> None:
+        self.remarks.append(sentences)
 
 
 @pytest.fixture
@@ -135,8 +136,7 @@ async def test_a_program_that_undoes_each_repair_is_held_back_and_named(host: Ho
         return bool(host.remarks)
 
     await until(vandal)
-    [remark] = host.remarks
-    assert remark
+    [[remark]] = host.remarks
     assert "changes the udp data path's maps again and again" in remark
     assert "stop that program" in remark
     assert len(host.told) < 40
