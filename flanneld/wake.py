@@ -7,6 +7,15 @@ import time
 from typing import NamedTuple
 
 
+async def heard(event: asyncio.Event, within_s: float | None) -> bool:
+    """Wait for an event, or for the time to pass; whether it was the event. None = for ever."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 class Reasons(NamedTuple):
     """What woke the loop, and since when the first of it waits."""
 
@@ -37,10 +46,7 @@ class Wake:
         Returns:
             The reasons; none of them when the time ran out.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._event.wait()
-        except TimeoutError:
+        if not await heard(self._event, timeout_s):
             return Reasons((), time.monotonic())
         self._event.clear()
         names, self._reasons = tuple(self._reasons), {}
