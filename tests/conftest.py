@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from flanneld.errors import FlannelError
 from flanneld.lab import Lab, LabSpec, cni, netns
@@ -22,6 +23,10 @@ from tests.support import debian, programs, vm
 
 MARKS = {"kernel": "netns", "etcd": "etcd"}
 """Capability that a mark stands for; any other is asked for by ``@pytest.mark.needs("vxlan")``."""
+
+
+settings.register_profile("busy machine", deadline=None)  # how long an example takes is no claim of ours
+settings.load_profile("busy machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

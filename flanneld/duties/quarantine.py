@@ -8,7 +8,6 @@ each other and the outside. Nothing of the winner's is touched (design/lease-pro
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ from flanneld.errors import LeaseLost, LeaseMoved
 from flanneld.model.lease import Lease, LeaseTable
 from flanneld.problems import Problem
 from flanneld.retry import backoff
+from flanneld.wake import heard
 
 log = logging.getLogger("flanneld.lease")
 
@@ -100,9 +100,7 @@ class LeaseGuard:
         self._seen = self._ours()
         self._news.clear()
         await asyncio.sleep(FASTEST_S)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
-                await self._news.wait()
+        await heard(self._news, delay_s)
 
     def _ours(self) -> Lease | None:
         own = self._store.own

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 
 from flanneld.contracts import DataPath
 from flanneld.kernel.setting_files import SettingFiles
 from flanneld.model.objects import Sysctl
 from flanneld.plan.drift import Repair
-from flanneld.wake import Wake
+from flanneld.wake import Wake, heard
 
 LOOK_S = 1.0
 """Without any event we look all the same: a container's writes are not heard outside. A handful of files, 2 µs each."""
@@ -45,12 +46,11 @@ class SettingsWatch:
             while True:
                 self._changed.clear()
                 self._files.listen(self._changed.set)  # before the look: what is written after it is heard
+                began = time.monotonic()
                 # what is not there comes with its device, which is being made: nothing is heard of that
                 pause_s = LOOK_S if self.look() else min(2 * pause_s, LOOK_S)
-                await asyncio.sleep(GAP_S)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._changed.wait()
+                if await heard(self._changed, pause_s):
+                    await asyncio.sleep(max(0.0, began + GAP_S - time.monotonic()))
 
     def note(self, repair: Repair) -> None:
         """Take into account what was repaired, by this watch's doing or another's."""

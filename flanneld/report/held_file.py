@@ -17,6 +17,7 @@ from flanneld.errors import KernelError
 from flanneld.report.atomic import file_refused, remove_leftovers, write_atomic
 from flanneld.report.dir_watch import DirectoryWatch
 from flanneld.retry import backoff
+from flanneld.wake import heard
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +109,8 @@ class HeldFile:
                 # armed before the look: what happens after the look wakes us
                 watch.arm()
                 pause_s = await guard.look(content())
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await wake.wait()
-                await asyncio.sleep(COALESCE_S)
+                if await heard(wake, pause_s):
+                    await asyncio.sleep(COALESCE_S)
 
     async def _write(self, content: bytes) -> bool:
         """``update``, without holding up the event loop where the file system may."""

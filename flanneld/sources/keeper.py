@@ -21,6 +21,7 @@ from flanneld.sources.clones import REMEDY, Clones
 from flanneld.sources.etcd_client import KV, Compacted, EtcdClient
 from flanneld.sources.outage import Outage
 from flanneld.sources.own_key import OwnKey
+from flanneld.wake import heard
 
 log = logging.getLogger("flanneld.lease")
 
@@ -137,9 +138,7 @@ class Keeper:
     async def _wait_reason(self) -> bool:
         """Wait for a change, a renewal or the next check; tells whether a renewal is due."""
         wait_s = min(self._key.renew_at - self._key.clock(), self._check_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(wait_s, 0.0)):
-                await self._wake.wait()
+        await heard(self._wake, max(wait_s, 0.0))
         self._wake.clear()
         return self._key.clock() >= self._key.renew_at
 
