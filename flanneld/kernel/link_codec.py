@@ -36,7 +36,8 @@ from flanneld.model.objects import ARP_OFF, Address, Link, Vxlan
 IFF_UP, IFF_RUNNING, IFF_NOARP = 0x1, 0x40, 0x80
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_EXT_MASK = 1, 3, 4, 13, 18, 20, 29
-IFLA_MASTER = 10
+IFLA_MASTER, IFLA_PROTO_DOWN, IFLA_PROTO_DOWN_REASON = 10, 39, 55
+PROTO_DOWN_REASON_MASK, PROTO_DOWN_REASON_VALUE = 1, 2
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 
@@ -49,6 +50,8 @@ _OUTER = {"ttl": VX_TTL, "tos": VX_TOS, "df": VX_DF, "flowlabel": VX_LABEL}
 
 MASTER = "master #"
 """In ``Link.extra``: the device is part of a bridge, a bond or a VRF."""
+HELD_DOWN = "protodown on"
+"""In ``Link.extra``: it is up and drops whatever is sent, as a daemon of link protocols asked for."""
 
 _IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefixlen, flags, scope, index
@@ -100,7 +103,7 @@ def link_set(obj: Link, was: Link | None, ifindex: int) -> list[bytes]:
     """Change a device in place: vxlan settings that differ, then MAC, MTU, up or down.
 
     Two messages, because the driver refuses an MTU beside its own settings (vxlan_nl2conf, "Cannot change mtu").
-    What was ``extra`` is taken back: the master, the flag, and what outer packets said.
+    What was ``extra`` is taken back: the master, the flags, and what outer packets said.
     """
     requests = []
     extra = was.extra if was else ""
@@ -114,6 +117,9 @@ def link_set(obj: Link, was: Link | None, ifindex: int) -> list[bytes]:
     body = _IFINFO.pack(AF_UNSPEC, 0, ifindex, IFF_UP if obj.up else 0, change)
     if MASTER in extra:
         body += put_u32(IFLA_MASTER, 0)
+    if HELD_DOWN in extra:
+        no_reason = put_u32(PROTO_DOWN_REASON_MASK, 0xFFFFFFFF) + put_u32(PROTO_DOWN_REASON_VALUE, 0)
+        body += attr(IFLA_PROTO_DOWN_REASON | NLA_F_NESTED, no_reason) + put_u8(IFLA_PROTO_DOWN, 0)
     if was is None or was.mac != obj.mac:
         body += attr(IFLA_ADDRESS, obj.mac)
     if was is None or was.mtu != obj.mtu:
@@ -170,6 +176,7 @@ def decode_link(body: memoryview) -> tuple[int, Link]:
         if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") == b"vxlan":
             data = attrs(info.get(IFLA_INFO_DATA, b""), 0)
             vxlan = _decode_vxlan(data)
+            extra += [HELD_DOWN] if any(found.get(IFLA_PROTO_DOWN, b"")) else []
             extra += [ARP_OFF] if flags & IFF_NOARP else []  # a TUN device has the flag by nature
             values = {name: int.from_bytes(data.get(kind, b""), sys.byteorder) for name, kind in _OUTER.items()}
             extra += [f"{name} {value}" for name, value in values.items() if value]
@@ -208,16 +215,26 @@ def is_running(body: memoryview) -> bool:
 
 
 def address(obj: Address, ifindex: int, *, delete: bool = False) -> bytes:
-    """Add (or refresh) or delete one address; global scope, no duplicate address detection (failures F43)."""
+    """Add (or refresh) or delete one address; no duplicate address detection (failures F43)."""
     nodad = 0x02 if len(obj.ip) == 16 else 0  # IFA_F_NODAD
-    head = _IFADDR.pack(2 if len(obj.ip) == 4 else 10, obj.length, nodad, 0, ifindex)
-    body = head + attr(IFA_LOCAL, obj.ip) + attr(IFA_ADDRESS, obj.ip)
+    head = _IFADDR.pack(2 if len(obj.ip) == 4 else 10, obj.length, nodad, obj.scope, ifindex)
+    body = head + attr(IFA_LOCAL, obj.ip) + attr(IFA_ADDRESS, obj.peer or obj.ip)
     return message(RTM_DELADDR, 0, body) if delete else message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def dump_addresses(ifindex: int = 0) -> bytes:
     """Ask for addresses of both families, of one device or of all."""
     return message(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(AF_UNSPEC, 0, 0, 0, ifindex))
+
+
+def decode_address(body: memoryview, links: Mapping[int, str]) -> Address | None:
+    """An address of whatever device; one that is not in ``links`` has no name."""
+    ifindex, length, _flags, scope, ip = parse_address(body)
+    if ip is None:
+        return None
+    other = read_ip(attrs(body, _IFADDR.size).get(IFA_ADDRESS))
+    # of IPv6 the address itself says its scope
+    return Address(links.get(ifindex, ""), ip, length, other if other != ip else None, scope if len(ip) == 4 else 0)
 
 
 def parse_address(body: memoryview) -> tuple[int, int, int, int, IP | None]:

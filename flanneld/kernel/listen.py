@@ -162,8 +162,7 @@ class HintListener(_Listener):
             index, obj = link_codec.decode_link(body)
             self._names[index] = obj.name
         elif kind in (nlmsg.RTM_NEWADDR, nlmsg.RTM_DELADDR):
-            index, length, _flags, _scope, ip = link_codec.parse_address(body)
-            obj = Address(self._names.get(index, ""), ip, length) if ip else None
+            obj = link_codec.decode_address(body, self._names)
         elif kind in (nlmsg.RTM_NEWROUTE, nlmsg.RTM_DELROUTE):
             obj = route_codec.decode_route(body, self._names)
         elif kind in (nlmsg.RTM_NEWNEIGH, nlmsg.RTM_DELNEIGH):

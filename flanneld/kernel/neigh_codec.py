@@ -40,7 +40,7 @@ NUD_ANSWERED = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP
 NTF_SELF = 0x02
 RTN_UNICAST = 1  # the type of every entry
 
-NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PORT, NDA_VNI, NDA_IFINDEX = 1, 2, 3, 6, 7, 8
+NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PORT, NDA_VNI, NDA_IFINDEX, NDA_NH_ID = 1, 2, 3, 6, 7, 8, 13
 
 _NDMSG = struct.Struct("=BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
 
@@ -144,6 +144,8 @@ def decode_neigh(body: memoryview, links: Mapping[int, str], *, any_state: bool 
     dst, mac = read_ip(found.get(NDA_DST)), read_mac(found.get(NDA_LLADDR))
     if mac is None and any_state and NDA_LLADDR not in found:
         mac = MAC(b"")
+    if dst is None and NDA_NH_ID in found:
+        dst = IP(bytes(4))  # a forwarding entry that names nexthop objects has no address
     if dst is None or mac is None:
         return None
     if family != AF_BRIDGE:

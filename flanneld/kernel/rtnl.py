@@ -134,9 +134,9 @@ class Rtnl:
 
     async def _read_device(self, state: State, index: int, ours: dict[int, str]) -> None:
         for _kind, body in await self._collect(link_codec.dump_addresses(index)):
-            ifindex, length, _flags, _scope, ip = link_codec.parse_address(body)
-            if ip and ifindex == index:
-                state.add(Address(ours[index], ip, length))
+            address = link_codec.decode_address(body, {index: ours[index]})
+            if address and address.link:
+                state.add(address)
         for bridge in (True, False):
             for _kind, body in await self._collect(neigh_codec.dump_neighbours(index, bridge=bridge)):
                 obj = neigh_codec.decode_neigh(body, ours)
@@ -178,8 +178,8 @@ class Rtnl:
     def addresses(self) -> list[Address]:
         """All addresses of all devices."""
         names = dict(socket.if_nameindex())
-        found = [link_codec.parse_address(body) for body in self._sock.dump_all(link_codec.dump_addresses())]
-        return [Address(names.get(index, ""), ip, length) for index, length, _flags, _scope, ip in found if ip]
+        bodies = self._sock.dump_all(link_codec.dump_addresses())
+        return [found for body in bodies if (found := link_codec.decode_address(body, names))]
 
     def routes(self) -> list[Route]:
         """The main table, of both families: what of it could be anybody's like us."""
@@ -346,7 +346,7 @@ class Rtnl:
         obj, delete = op.obj, op.verb is Verb.DELETE
         match obj:
             case Fdb():
-                return [neigh_codec.fdb(obj, self.index(obj.link), delete=delete)]
+                return self._encode_fdb(op, obj)
             case Neighbour():
                 return [neigh_codec.neighbour(obj, self.index(obj.link), delete=delete)]
             case Route():
@@ -359,6 +359,14 @@ class Rtnl:
                 raise TypeError("settings do not go through netlink")
             case _:
                 assert_never(obj)
+
+    def _encode_fdb(self, op: Op, obj: Fdb) -> list[bytes]:
+        index = self.index(obj.link)
+        requests = [neigh_codec.fdb(obj, index, delete=op.verb is Verb.DELETE)]
+        if op.verb is Verb.PUT and isinstance(op.was, Fdb) and not any(op.was.dst):
+            # To replace an entry that names nexthop objects is no error and changes nothing (vxlan_fdb_replace)
+            requests.insert(0, neigh_codec.fdb(obj, index, delete=True))
+        return requests
 
     def _encode_route(self, op: Op, obj: Route) -> list[bytes]:
         if not obj.gateway:

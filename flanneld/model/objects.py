@@ -117,9 +117,15 @@ class Address(NamedTuple):
     link: str
     ip: IP
     length: int
+    peer: IP | None = None
+    """The other end; ours have none."""
+    scope: int = Scope.UNIVERSE
+    """Ours are global: the kernel sends from no other to other hosts. IPv4 only."""
 
     def __str__(self) -> str:
-        return f"address {format_ip(self.ip)}/{self.length} dev {self.link}"
+        peer = f" peer {format_ip(self.peer)}" if self.peer else ""
+        scope = f" scope {self.scope}" if self.scope else ""
+        return f"address {format_ip(self.ip)}{peer}/{self.length} dev {self.link}{scope}"
 
 
 class Fdb(NamedTuple):

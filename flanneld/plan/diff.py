@@ -67,7 +67,7 @@ def plan(
         recreate: links that the kernel refused to change in place.
     """
     removed, made, lost = _links(desired, observed, own, recreate)
-    there = _without(observed, lost, {op.obj.name for op in made if isinstance(op.obj, Link) and _unlearns(op)})
+    there = _without(observed, lost, {op.obj.name for op in made if isinstance(op.obj, Link) and _unlearns(op)}, set())
     ops = [*removed, *made]
     ops += (
         Op(Verb.PUT, Sysctl(path, value), Sysctl(path, old) if (old := there.sysctls.get(path)) is not None else None)
@@ -75,7 +75,9 @@ def plan(
         if there.sysctls.get(path) != value
     )
     ops += _missing(desired.offloads, there.offloads)
-    ops += _surplus(_in_the_way(desired, there), own)
+    in_the_way = list(_in_the_way(desired, there))
+    ops += _surplus(in_the_way, own)
+    there = _without(there, set(), set(), {address.link for address in in_the_way if len(address.ip) == 4})
     ops += _missing(desired.addresses, there.addresses)
     ops += (
         Op(Verb.PUT, op.obj._replace(up=True), op.obj)
@@ -179,18 +181,22 @@ def _unlearns(op: Op) -> bool:
     return op.was.mac != op.obj.mac or ARP_OFF in op.was.extra
 
 
-def _without(observed: State, lost: set[str], unlearned: set[str]) -> State:
-    """What remains when links are re-created (their dependants go too), or get a new MAC or ARP back.
+def _without(observed: State, lost: set[str], unlearned: set[str], unaddressed: set[str]) -> State:
+    """What remains when links are re-created (their dependants go too), get a new MAC or ARP back, or are for a
+    moment without IPv4 address.
 
     The kernel flushes a device's neighbours when its address changes or ARP is switched, permanent ones
-    included (failures table 0.1; net/core/neighbour.c neigh_changeaddr).
+    included (failures table 0.1; net/core/neighbour.c neigh_changeaddr). With a device's last IPv4 address go its
+    IPv4 neighbours and routes, the latter without a word (net/ipv4/fib_frontend.c fib_disable_ip).
     """
-    if not lost and not unlearned:
+    if not lost and not unlearned and not unaddressed:
         return observed
     gone = [
         obj for obj in observed if isinstance(obj, Offload | Address | Fdb | Neighbour | Route) and obj.link in lost
     ]
     gone += [n for n in observed.neighbours.values() if n.link in unlearned]
+    gone += [n for n in observed.neighbours.values() if n.link in unaddressed and len(n.ip) == 4]
+    gone += [r for r in observed.routes if r.link in unaddressed and len(r.dst.ip) == 4]
     kept = State(
         dict(observed.links),
         {path: value for path, value in observed.sysctls.items() if not lost.intersection(path.split("/"))},
@@ -213,12 +219,16 @@ def _missing(want: Mapping[K, V], there: Mapping[K, V]) -> Iterator[Op]:
 
 
 def _in_the_way(desired: State, there: State) -> Iterator[Address]:
-    """IPv6 addresses of ours with another prefix length, which the kernel would keep when told to add ours.
+    """Addresses of ours that are not as they should be, and that the kernel would keep when told to add ours.
 
-    IPv4 ones go after the adding: with a device's last IPv4 address all its routes vanish.
+    Of IPv6 any; of IPv4 those of another scope. Other IPv4 ones go after the adding: with a device's last IPv4
+    address all its routes vanish.
     """
-    lengths = {(want.link, want.ip): want.length for want in desired.addresses if len(want.ip) == 16}
-    return (a for a in there.addresses if lengths.get((a.link, a.ip), a.length) != a.length)
+    wanted = {(want.link, want.ip): want for want in desired.addresses}
+    for found in there.addresses:
+        want = wanted.get((found.link, found.ip), found)
+        if found != want and (len(found.ip) == 16 or found == want._replace(scope=found.scope)):
+            yield found
 
 
 def _routes(desired: State, there: State, own: Ownership) -> tuple[list[Op], set[Route]]:

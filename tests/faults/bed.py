@@ -198,6 +198,8 @@ class Bed:
             "subnet": base,
             "network": "10.244.0.0/16" if v4 else "fd00:244::/48",
             "own_subnet": _base(own),
+            "own_base": _base(own).partition("/")[0],
+            "bits": str(family.bits),
             "own": host.address(family),
             "host": peer.address(family),
             "nowhere": "198.18.0.99" if v4 else "2001:db8:18::99",

@@ -5,12 +5,31 @@ Each of them was once overlooked, or could be: the object is still there, under 
 
 from __future__ import annotations
 
+import signal
+from typing import TYPE_CHECKING
+
 from tests.faults.cases import VXLANS
-from tests.faults.fault import Fault
+from tests.faults.fault import Act, Fault
+
+if TYPE_CHECKING:
+    from tests.faults.bed import Bed
 
 AHEAD = ("vxlan", "vxlan IPv6")
 IN_A_BRIDGE = "ip link add fbr0 type bridge; ip link set {dev} master fbr0"
 PEERS_ROUTE = "{ip} route change {subnet} via {base} dev {dev} onlink"
+
+
+def _own_address_becomes(kind: str) -> Act:
+    """Take our own address away and put it back as another kind, faster than the daemon could put back its own."""
+
+    def act(bed: Bed) -> None:
+        script = "{ip} addr del {own_base}/{bits} dev {dev}; {ip} addr add {own_base} dev {dev} " + kind
+        bed.host.daemon.signal(signal.SIGSTOP)
+        bed.run(script.format(**bed.words))
+        bed.host.daemon.signal(signal.SIGCONT)
+
+    return act
+
 
 MEDDLING = [
     Fault(
@@ -28,6 +47,14 @@ MEDDLING = [
         VXLANS[:3],
         "ip link set {dev} type vxlan ttl 1 tos 4; ip link set {dev} type vxlan df set",
     ),
+    Fault("device up, but held down by protodown", ("F30",), VXLANS[:3], "ip link set {dev} protodown on"),
+    Fault(
+        "own address put back as one of the link",
+        ("F11", "F31"),
+        ("vxlan", "vxlan on demand"),
+        act=_own_address_becomes("scope link"),
+    ),
+    Fault("own address put back as one end of two", ("F31",), VXLANS[:3], act=_own_address_becomes("peer {base}")),
     Fault("learning switched on", ("F31",), VXLANS[:3], "ip link set {dev} type vxlan learning", lost_at_most=0),
     Fault(
         "FDB entry made temporary, to another host",
@@ -36,6 +63,14 @@ MEDDLING = [
         "bridge fdb replace {mac} dst {nowhere} dev {dev} self dynamic",
     ),
     Fault("FDB entry with another port", ("F05",), AHEAD, "bridge fdb replace {mac} dst {host} port 9 dev {dev} self"),
+    Fault(
+        "FDB entry through nexthop objects",
+        ("F05",),
+        AHEAD,
+        "ip nexthop add id 5 via {nowhere} fdb; ip nexthop add id 6 group 5 fdb; "
+        "printf 'fdb del {mac} dev {dev}\\nfdb add {mac} dev {dev} nhid 6 self' | bridge -batch -",
+        undo="ip nexthop del id 6; ip nexthop del id 5",
+    ),
     Fault("broadcast FDB entry added", ("F31",), AHEAD, "bridge fdb append 00:00:00:00:00:00 dst {nowhere} dev {dev}"),
     Fault(
         "neighbour made temporary",

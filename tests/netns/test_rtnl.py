@@ -526,3 +526,72 @@ def test_a_forwarding_entry_with_a_port_of_its_own_is_seen_as_wrong_and_replaced
         assert ("flannel.1", parse_mac(stranger)) not in (await kernel.read(OWNERSHIP, ())).fdb
 
     play(ns, scenario)
+
+
+def test_a_forwarding_entry_that_names_nexthop_objects_is_seen_as_wrong_and_replaced(ns: Netns) -> None:
+    """The kernel acknowledges a replacement of such an entry and leaves it as it is."""
+
+    async def scenario(kernel: Rtnl) -> None:
+        written = await build(kernel)
+        settings = [obj.path for obj in written if isinstance(obj, Sysctl)]
+        entry = next(obj for obj in written if isinstance(obj, Fdb))
+        for command in (
+            "ip nexthop add id 5 via 198.18.0.99 fdb",
+            "ip nexthop add id 6 group 5 fdb",
+            "bridge fdb del 02:00:00:00:00:02 dev flannel.1",
+            "bridge fdb add 02:00:00:00:00:02 dev flannel.1 nhid 6 self",
+            "bridge fdb add 02:00:00:00:00:55 dev flannel.1 nhid 6 self",
+        ):
+            ns.run(*command.split())
+        observed = await kernel.read(OWNERSHIP, settings)
+        assert observed.fdb.keys() == {("flannel.1", entry.mac), ("flannel.1", parse_mac("02:00:00:00:00:55"))}
+        assert await kernel.apply(plan(State.of(written), observed, OWNERSHIP)) == []
+        assert list((await kernel.read(OWNERSHIP, ())).fdb.values()) == [entry]
+
+    play(ns, scenario)
+
+
+def test_a_device_that_is_up_but_held_down_is_let_go_whatever_the_reason_given(ns: Netns) -> None:
+    async def scenario(kernel: Rtnl) -> None:
+        written = await build(kernel)
+        settings = [obj.path for obj in written if isinstance(obj, Sysctl)]
+        for command in ("protodown on", "protodown_reason 3 on"):
+            ns.run("ip", "link", "set", "flannel.1", *command.split())
+        ops = plan(State.of(written), await kernel.read(OWNERSHIP, settings), OWNERSHIP)
+        assert next(str(op.was) for op in ops if isinstance(op.was, Link)).endswith("(protodown on)")
+        assert await kernel.apply(ops) == []
+        assert plan(State.of(written), await kernel.read(OWNERSHIP, settings), OWNERSHIP) == []
+        assert "protodown" not in ns.run("ip", "-d", "link", "show", "flannel.1")
+
+    play(ns, scenario)
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [
+        (Family.V4, "10.244.1.0/32 scope link"),
+        (Family.V4, "10.244.1.0 peer 10.244.9.9/32"),
+        (Family.V6, "fd00:244:0:1:: peer fd00:244:0:9::9/128 nodad"),
+    ],
+)
+def test_our_address_put_back_as_another_kind_is_made_right_in_one_go(ns: Netns, family: Family, wrong: str) -> None:
+    """The kernel would send from another address, or on a way of its own to the other end."""
+    base, device = str(OWN[family]).split("/")[0], DEVICE[family]
+
+    async def scenario(kernel: Rtnl) -> None:
+        written = await build(kernel, family)
+        settings = [obj.path for obj in written if isinstance(obj, Sysctl)]
+        ns.run("ip", "addr", "del", f"{base}/{family.bits}", "dev", device)
+        ns.run("ip", "addr", "add", *wrong.split(), "dev", device)
+        # what went with the address is back, as after a repair that overlooked what kind of address it is
+        await kernel.apply([Op(Verb.PUT, obj) for obj in written if isinstance(obj, Neighbour | Route)])
+        desired = State.of(written)
+        assert await kernel.apply(plan(desired, await kernel.read(OWNERSHIP, settings), OWNERSHIP)) == []
+        observed = await kernel.read(OWNERSHIP, settings)
+        assert [str(op) for op in plan(desired, observed, OWNERSHIP)] == []
+        assert [str(obj) for obj in written if obj not in observed] == []
+        [shown] = listed(ns, "ip", "-j", "-4" if family is Family.V4 else "-6", "addr", "show", device)
+        [found] = [entry for entry in shown["addr_info"] if entry["local"] == base]
+        assert (found["scope"], "address" in found) == ("global", False)
+
+    play(ns, scenario)

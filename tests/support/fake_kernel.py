@@ -71,6 +71,8 @@ class FakeKernel:
                     self.state.discard(old)
             if isinstance(obj, Neighbour) and not obj.mac:
                 return  # a failed entry is no entry
+            if isinstance(obj, Address) and any(_is_kept(old, obj) for old in self.state.addresses):
+                return
             self.state.add(obj)
 
     def _need_device(self, op: Op) -> None:
@@ -105,6 +107,9 @@ class FakeKernel:
             for path in [p for p in self.state.sysctls if obj.name in p.split("/")]:
                 del self.state.sysctls[path]
         self.state.discard(obj)
+        if isinstance(obj, Address) and len(obj.ip) == 4 and obj.link not in {a.link for a in self.state.addresses}:
+            self.forget_neighbours(obj.link)
+            self._forget_routes(obj.link)
 
     # ---- what happens to kernels -------------------------------------------------------------
 
@@ -117,11 +122,21 @@ class FakeKernel:
         """``ip link set DEV down``: routes and neighbours go, forwarding entries stay."""
         self.state.add(self.state.links[link]._replace(up=False))
         self.forget_neighbours(link)
-        for route in [r for r in self.state.routes if r.link == link]:
-            self.state.discard(route)
+        self._forget_routes(link)
         for address in [a for a in self.state.addresses.values() if a.link == link and len(a.ip) == 16]:
             self.state.discard(address)
+
+    def _forget_routes(self, link: str) -> None:
+        for route in [r for r in self.state.routes if r.link == link]:
+            self.state.discard(route)
 
     def delete_link(self, link: str) -> None:
         """``ip link del DEV``."""
         self._delete(self.state.links[link])
+
+
+def _is_kept(old: Address, new: Address) -> bool:
+    """Whether the kernel keeps an address as it is when told to put another one of the same name."""
+    if len(new.ip) == 16:
+        return (old.link, old.ip) == (new.link, new.ip)
+    return old._replace(scope=new.scope) == new

@@ -24,6 +24,7 @@ from flanneld.model.objects import (
     Neighbour,
     Route,
     RouteKind,
+    Scope,
     Sysctl,
     Vxlan,
 )
@@ -39,6 +40,7 @@ OWN = Ownership(frozenset({DEVICE}), ALIAS, (NETWORK,), frozenset({24}), "eth0")
 VXLAN = Vxlan(1, 2, parse_ip("198.18.0.1"), 8472)
 LINK = Link(DEVICE, parse_mac("02:00:00:00:00:01"), 1450, True, ALIAS, VXLAN)
 
+ADDRESS = Address(DEVICE, parse_ip("10.5.1.0"), 32)
 MACS = [parse_mac(f"02:00:00:00:01:{n:02x}") for n in range(3)]
 HOSTS = [parse_ip(f"198.18.0.{n}") for n in range(2, 5)]
 SUBNETS = [Prefix.parse(text) for text in ("10.5.2.0/24", "10.5.3.0/24", "10.5.128.0/17", "10.9.0.0/24")]
@@ -54,7 +56,7 @@ void_routes = st.builds(
 wanted_entries: st.SearchStrategy[KernelObject] = st.one_of(
     st.builds(Fdb, st.just(DEVICE), macs, hosts),
     st.builds(Neighbour, st.just(DEVICE), inner, macs),
-    st.builds(Address, st.just(DEVICE), inner, st.just(32)),
+    st.builds(lambda ip: Address(DEVICE, ip, 32), inner),
     st.builds(Sysctl, st.just(f"net/ipv4/neigh/{DEVICE}/app_solicit"), st.just("3")),
     tunnel_routes,
     direct_routes,
@@ -74,7 +76,14 @@ former_device = LINK._replace(name="flannel.7", vxlan=VXLAN._replace(vni=7), up=
 found_entries: st.SearchStrategy[KernelObject] = st.one_of(
     wanted_entries,
     st.builds(Neighbour, st.just(DEVICE), inner, macs, st.just(False)),
-    st.builds(Address, st.sampled_from([DEVICE, "eth0"]), inner, st.sampled_from([24, 32])),
+    st.builds(
+        Address,
+        st.sampled_from([DEVICE, "eth0"]),
+        inner,
+        st.sampled_from([24, 32]),
+        st.sampled_from([None, INNER[0]]),
+        st.sampled_from([Scope.UNIVERSE, Scope.LINK]),
+    ),
     st.builds(Sysctl, st.just(f"net/ipv4/neigh/{DEVICE}/app_solicit"), st.sampled_from(["0", "3"])),
     st.builds(
         Route,
@@ -90,8 +99,8 @@ found_entries: st.SearchStrategy[KernelObject] = st.one_of(
 
 @st.composite
 def wanted_states(draw: st.DrawFn) -> State:
-    """What a data path wants: a device with entries; of each destination one route."""
-    state = State.of([LINK, *draw(st.lists(wanted_entries, max_size=12))])
+    """What a data path wants: a device with an address and entries; of each destination one route."""
+    state = State.of([LINK, ADDRESS, *draw(st.lists(wanted_entries, max_size=12))])
     ways: dict[tuple[object, ...], Route] = {}
     for route in list(state.routes):
         if ways.setdefault((route.dst, route.metric), route) is not route:
@@ -118,7 +127,9 @@ def found_kernels(draw: st.DrawFn) -> FakeKernel:
             if obj.link in up and (obj.dst, obj.metric) not in taken:
                 taken.add((obj.dst, obj.metric))
                 kernel.state.add(obj)
-        elif name in there:
+        elif name in there and (name, obj) not in taken:
+            if isinstance(obj, Address):  # once, of whatever scope
+                taken.update((name, obj._replace(scope=scope)) for scope in Scope)
             kernel.state.add(obj)
     return kernel
 
@@ -264,7 +275,7 @@ def test_a_short_cycle_comes_to_the_same_as_a_full_one(before: State, after: Sta
     kernel = FakeKernel({"eth0": True})
     kernel.apply_now(plan(before, kernel.state, OWN))
     for state in (before, after):
-        state.addresses.clear()
+        state.addresses = {ADDRESS: ADDRESS}
         state.sysctls.clear()
     kernel.apply_now(plan(before, kernel.state, OWN))
     changed = [obj for obj in (*before, *after) if (obj in before) is not (obj in after)]
