@@ -169,6 +169,7 @@ def test_what_it_may_do_is_bounded(host: SystemdHost, tell: Tell) -> None:
     assert host.capabilities() == ["net_admin", "net_raw", "bpf"]
     assert host.show("WatchdogUSec") == "30s"
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert host.show("LimitCORE") == "0"
     inside = shlex.join(["nsenter", f"--target={host.pid}", "--mount"])
     assert "Read-only file system" in host.sh(f"{inside} touch /etc/x /usr/x /run/x 2>&1 || true")
     assert "Read-only file system" in host.sh(f"{inside} sh -c 'echo 0 >/proc/sys/kernel/dmesg_restrict' 2>&1 || true")
