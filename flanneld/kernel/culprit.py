@@ -7,6 +7,7 @@ looks; a service that keeps changing things is still there.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 INIT_PID_NAMESPACE = 0xEFFFFFFC
@@ -16,7 +17,8 @@ _MAX_PID = 1 << 22
 
 
 def who(port: int, proc: Path = Path("/proc")) -> str:
-    """``NetworkManager[812]``, ``pid 4711, which has ended``, or empty when nothing can be said.
+    """``NetworkManager[812]``, ``pid 4711, which has ended``, ``pid 4711`` where that is hidden from us (hidepid), or
+    empty when nothing can be said.
 
     Args:
         port: netlink port, ``nlmsg_pid`` of the announcement.
@@ -29,6 +31,16 @@ def who(port: int, proc: Path = Path("/proc")) -> str:
             return ""  # pids of the machine mean other processes here
         return f"{(proc / str(port) / 'comm').read_text('utf-8', 'replace').strip()}[{port}]"
     except (FileNotFoundError, ProcessLookupError):
-        return f"pid {port}, which has ended"
+        return f"pid {port}" if _lives(port) else f"pid {port}, which has ended"
     except OSError:
         return ""
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
