@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from flanneld.kernel.culprit import INIT_PID_NAMESPACE, who
-from tests.support.wait import until
+from tests.support.live import until
 
 pytestmark = pytest.mark.skipif(
     os.stat("/proc/self/ns/pid").st_ino != INIT_PID_NAMESPACE, reason="pids are not the machine's here"
 )
 
 
-async def test_a_process_that_lives_is_named_and_one_that_ended_is_said_to_have() -> None:
+def test_a_process_that_lives_is_named_and_one_that_ended_is_said_to_have() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            await until(lambda: who(process.pid) == f"sleep[{process.pid}]", what="its name")
+            until(lambda: who(process.pid) == f"sleep[{process.pid}]", "its name")
         finally:
             process.kill()
     assert who(process.pid) == f"pid {process.pid}, which has ended"
