@@ -43,6 +43,9 @@ PLACE, AT_FIRST = "_FLANNELD_PLACE", "_FLANNELD_CAPABILITIES"
 CLOSE_S = 2.5
 """Longest time for taking leave of etcd: half of what passes between SIGTERM and exit at most."""
 
+END_S = 4.5
+"""From SIGTERM until the process ends whatever hangs."""
+
 
 def run(options: Options) -> int:
     """Run the daemon until SIGTERM or SIGINT; returns the exit status.
@@ -74,6 +77,8 @@ async def _until_signal(options: Options) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)  # a second one ends us at once (contract 0.2)
         notifier.stopping()
+        signal.signal(signal.SIGALRM, _end_at_last)
+        signal.setitimer(signal.ITIMER_REAL, END_S)
         task.cancel()
 
     loop.add_signal_handler(signal.SIGTERM, stop, "SIGTERM")
@@ -84,8 +89,18 @@ async def _until_signal(options: Options) -> int:
     except asyncio.CancelledError:
         return 0
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        first = _first(group)
+        if isinstance(first, LeaseMoved) and task.cancelling():
+            return 0  # in the moment in which we were to stop
+        raise first from None
     return 0
+
+
+def _end_at_last(_number: int, _frame: object) -> NoReturn:
+    """End without waiting for threads: one that looks up a name in the C library cannot be interrupted, and takes half
+    a minute where the name servers are away."""
+    logging.shutdown()
+    os._exit(0)
 
 
 def _begin_anew(reason: LeaseMoved) -> NoReturn:
