@@ -16,7 +16,7 @@ from typing import NoReturn
 import backends
 from flanneld.contracts import Store
 from flanneld.daemon import Daemon
-from flanneld.errors import ConfigError, LeaseMoved
+from flanneld.errors import ConfigError, KernelError, LeaseMoved
 from flanneld.kernel.place import place
 from flanneld.kernel.privileges import given_up, held, keep_at_start
 from flanneld.kernel.rtnl import Rtnl
@@ -52,6 +52,7 @@ def run(options: Options) -> int:
 
     Raises:
         ConfigError: it cannot work as configured.
+        KernelError: the kernel gives no sockets.
     """
     # Leases and kernel objects are long-lived and hold no cycles: collecting as eagerly as by default costs
     # two thirds of the time that taking thousands of them in costs (tests/bench). What was imported never dies.
@@ -189,4 +190,4 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
             todo += exc.exceptions
         else:
             leaves.append(exc)
-    return next((exc for exc in leaves if isinstance(exc, ConfigError | LeaseMoved)), leaves[0])
+    return next((exc for exc in leaves if isinstance(exc, ConfigError | KernelError | LeaseMoved)), leaves[0])

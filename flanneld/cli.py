@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from flanneld import __version__
 from flanneld.cli_flags import DAEMON_FLAGS, daemon_options
-from flanneld.errors import ConfigError, UsageError
+from flanneld.errors import ConfigError, KernelError, UsageError
 from flanneld.goflags import misspelt_variables, scan, usage
 from flanneld.model.options import Options
 from flanneld.report import log
@@ -67,7 +67,7 @@ def _start(options: Options, environ: Mapping[str, str], *, password_is_shown: b
         from flanneld.app import run
 
         return run(options)
-    except ConfigError as error:
+    except (ConfigError, KernelError) as error:
         _log.error("%s", error)
         return 2 if isinstance(error, UsageError) else 1
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import backends
 from flanneld.contracts import Backend, Store, Surroundings
-from flanneld.errors import ConfigError, Unavailable
+from flanneld.errors import ConfigError, KernelError, Unavailable
 from flanneld.kernel import procfs
 from flanneld.kernel.host_net import read_host_net
 from flanneld.kernel.rtnl import Rtnl
@@ -78,7 +78,7 @@ async def start_up(
     while True:
         try:
             return await _attempt(options, store, state, file, kernel, told)
-        except Unavailable as exc:
+        except (Unavailable, KernelError) as exc:
             told.log(logging.ERROR, f"cannot start yet, trying again: {exc}")
             told.wait_for(str(exc), again=True)
         await asyncio.sleep(next(delays))
