@@ -95,6 +95,9 @@ class Reconciler:
         """Whether there was a cycle that left nothing undone, so that there is something to repair."""
         self._damaged: dict[KernelObject, Entry | Sysctl | None] = {}
         """Wanted entries and settings that were announced as gone or changed, and what is there instead."""
+        self._mended: list[Op] = []
+        """What was announced so and is right again when a full cycle looks: an answer to a miss, or a short cycle that
+        failed in something else, has put it back. For telling only."""
         self._notes: dict[str, str] = {}
         self._flood = Flood(log, "leases that are not used")
         self._answers = Flood(
@@ -187,7 +190,7 @@ class Reconciler:
     async def _full(self) -> tuple[list[Op], list[Failure]]:
         """Read, compare, repair."""
         path, table = self._path, self._table
-        self._damaged.clear()
+        damaged, self._damaged = self._damaged, {}
         if path.runner is not None:
             path.runner.prepare()
         observed = await self._kernel.read(path.own, path.desired.sysctls)
@@ -202,6 +205,9 @@ class Reconciler:
             answer_is_right=path.answer_is_right,
             recreate=self._recreate,
         )
+        right = [obj for obj in damaged if obj in path.desired and obj in observed]
+        put = {op.obj for op in ops} if right else set()
+        self._mended = [Op(Verb.PUT, obj, damaged[obj]) for obj in right if obj not in put]
         ops = self._hold_back(ops)
         failures = await self._kernel.apply(ops)
         if table.usable:
@@ -239,6 +245,8 @@ class Reconciler:
         ops += (op._replace(was=damaged[op.obj]) for op in restored)
         ops = self._hold_back(ops)
         failures = await self._kernel.apply(ops)
+        if failures:
+            self._damaged = damaged | self._damaged  # the full cycle that follows tells of all
         if path.runner is not None:
             path.runner.apply()
         return ops, failures
@@ -269,7 +277,9 @@ class Reconciler:
 
     def _tell(self, reasons: Reasons, ops: list[Op], failures: Sequence[Failure], began: float) -> None:
         failed = {f.op for f in failures}
-        made = list(repairs([op for op in ops if self._is_repair(op) and op not in failed])) if ops else []
+        done = self._mended + [op for op in ops if op not in failed]
+        made = list(repairs([op for op in done if self._is_repair(op)])) if done else []
+        self._mended = []
         after_s = time.monotonic() - reasons.since
         for number, repair in enumerate(made):
             by = self._culprits.get(repair.about, "")

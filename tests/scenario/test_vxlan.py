@@ -7,6 +7,7 @@ so that nothing depends on the way one came (style section 9).
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 
 import pytest
@@ -393,3 +394,51 @@ def test_a_host_in_quarantine_reaches_no_peer_and_comes_back_as_it_was(stage: St
         assert await host.text() == before
 
     stage.play(scenario)
+
+
+# ---- what is told of repairs ---------------------------------------------------------------------------
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return sorted(
+        line for record in caplog.records if (line := record.getMessage().partition(", after")[0])[:8] == "restored"
+    )
+
+
+def test_what_an_answer_to_a_miss_has_put_back_before_the_full_look_is_told_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        host = Host(FakeKernel({"eth0": True}), 2)
+        host.lease([peer(2)])
+        await host.settle()
+        await host.look()
+        route = next(r for r in host.path.desired.routes if r.gateway)
+        host.reconciler.damaged(route, None)  # gone, and by now there again
+        with caplog.at_level(logging.INFO):
+            await host.look()
+        assert told(caplog) == [f"restored {route}: it was gone"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_each_entry_is_told_once_when_a_short_cycle_fails_half_way(
+    caplog: pytest.LogCaptureFixture, broken: int
+) -> None:
+    async def scenario() -> None:
+        kernel = FakeKernel({"eth0": True})
+        host = Host(kernel, 2)
+        host.lease([peer(2)])
+        await host.settle()
+        await host.look()
+        entries: list[Fdb | Neighbour] = [*host.path.desired.fdb.values(), *host.path.desired.neighbours.values()]
+        for entry in entries:
+            kernel.state.discard(entry)
+            host.reconciler.damaged(entry, None)
+        kernel.break_number = len(kernel.log) + broken
+        with caplog.at_level(logging.INFO):
+            await host.settle()
+        assert told(caplog) == sorted(f"restored {entry}: it was gone" for entry in entries)
+
+    asyncio.run(scenario())
