@@ -68,7 +68,7 @@ class RoomWatch:
         return await asyncio.to_thread(room, conf, map(subnets_of, leases))
 
     def _tell(self, left: Room | None) -> None:
-        if left is None or left.free > left.total * MANY:
+        if left is None or left.total == 1 or left.free > left.total * MANY:  # of one: made for this host alone
             self._told_few = self._told_full = False
         elif left.free == 0 and not self._told_full:
             self._told_few = self._told_full = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,10 @@ __all__ = ["pytest_terminal_summary", "tell"]
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop() -> Iterator[Workshop]:
     """Where images are built and containers run; gone at the end with all that is in it."""
-    with Workshop(tmp_path_factory.mktemp("image")) as made:
+    # podman wants the name of its folder to be shorter than 50 characters, which pytest's own need not be
+    with Workshop(Path(tempfile.mkdtemp(prefix="flanneld-image-"))) as made:
         yield made
 
 

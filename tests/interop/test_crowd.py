@@ -86,11 +86,12 @@ class Crowd:
 
     async def assert_right(self) -> None:
         """Everybody has a subnet of his own, and etcd agrees."""
-        subnets = [host.subnet() for host in self.up]
+        up = list(self.up)  # others may join while etcd is asked
+        subnets = [host.subnet() for host in up]
         assert len(set(subnets)) == len(subnets), "two hosts have one subnet"
-        assert [host.lost for host in self.up if host.lost] == []
+        assert [host.lost for host in up if host.lost] == []
         held = await self.held()
-        for host in self.up:
+        for host in up:
             assert host.attrs.public_ip
             assert held[host.subnet().replace("/", "-")] == format_ip(host.attrs.public_ip)
 

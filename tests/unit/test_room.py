@@ -15,6 +15,7 @@ from flanneld.model.lease_codec import parse_key
 from flanneld.plan.allocate import Room
 from tests.support.hosts import family_conf, net_conf
 from tests.support.wait import until
+from tests.support.wait import until
 
 CONF = net_conf(family_conf("10.5.0.0/16", 24, subnets=10), family_conf("fd00:5::/48", 64))
 
@@ -68,6 +69,20 @@ async def test_a_network_that_filled_up_again_is_told_of_again(
     for count in (8, 6, 8):
         await network.hold(count)
     assert len(caplog.messages) == 2
+
+
+async def test_a_network_of_one_subnet_was_made_for_one_host(caplog: pytest.LogCaptureFixture) -> None:
+    conf = net_conf(family_conf("10.5.0.0/16", 24, subnets=1))
+    table = LeaseTable()
+    key = "10.5.1.0-24"
+    table.replace_all({key: Lease(*parse_key(key.encode()), LeaseAttrs(None))}, 1)
+    watch = RoomWatch(table, lambda: conf, look_s=0.0)
+    task = asyncio.create_task(watch.run())
+    watch.leases_changed()
+    await until(lambda: watch.now is not None)
+    task.cancel()
+    assert watch.now == Room(0, 1)
+    assert caplog.messages == []
 
 
 async def test_what_is_free_is_known_once_the_leases_are(network: Network) -> None:
