@@ -15,7 +15,6 @@ from flanneld.model.lease_codec import parse_key
 from flanneld.plan.allocate import Room
 from tests.support.hosts import family_conf, net_conf
 from tests.support.wait import until
-from tests.support.wait import until
 
 CONF = net_conf(family_conf("10.5.0.0/16", 24, subnets=10), family_conf("fd00:5::/48", 64))
 
