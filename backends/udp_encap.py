@@ -112,8 +112,8 @@ def _find_peer(p: Program, spec: Encap) -> None:
     p.note("the peer of the destination")
     p.load(R2, FP, _INNER + 16, 32)
     if spec.prefix_length is None:
+        p.store(FP, KEY + 4, R2, 32)  # first: see ``Program.put``
         p.store(FP, KEY, 32, 32)
-        p.store(FP, KEY + 4, R2, 32)
     else:
         mask = (0xFFFFFFFF << (32 - spec.prefix_length)) & 0xFFFFFFFF
         p.compute(R2, "&", lies(mask.to_bytes(4, "big")))

@@ -38,8 +38,8 @@ FLAG_COMPAT: Final = 1
 FLAG_LEAVE: Final = 2
 """It is not reached through the external interface; the pump, which asks the routing table, sends to it."""
 SEAL_AT: Final = 8
-KEY, INDEX, SEGMENTS = -80, -84, -88
-"""Places on the stack, below those of the headers."""
+KEY, INDEX, SEGMENTS = -80, -84, -92
+"""Places on the stack, below those of the headers; apart, for the reason that ``Program.put`` gives."""
 COUNTER_BYTES: Final = 16
 """Value of the counter map: packets (segments of super-packets counted singly), and bytes of inner packets."""
 
@@ -116,15 +116,15 @@ def look_up(p: Program, map_fd: int, key: int) -> None:
 def take_hop(p: Program, header: int) -> None:
     """Decrement the TTL of the header on the stack and adjust its checksum by the difference (RFC 1624)."""
     p.note("TTL - 1, checksum + 0x0100 in one's complement")
-    p.load(R2, FP, header + 8, 8)
-    p.compute(R2, "-", 1)
-    p.store(FP, header + 8, R2, 8)
     p.load(R2, FP, header + 10, 16)
     p.compute(R2, "+", lies(b"\x01\x00"))
     p.branch(R2, "<", 0xFFFF, "no_carry")
     p.compute(R2, "+", 1)
     p.label("no_carry")
     p.store(FP, header + 10, R2, 16)
+    p.load(R2, FP, header + 8, 8)  # last: see ``Program.put``
+    p.compute(R2, "-", 1)
+    p.store(FP, header + 8, R2, 8)
 
 
 def ending(p: Program, label: str, count: Count, verdict: int) -> None:

@@ -124,10 +124,20 @@ class Program:
             self._emit(_ST | _MEM | _SIZES[bits], base, 0, offset, value, text)
 
     def put(self, offset: int, content: bytes) -> None:
-        """Write constant bytes to the stack, in the order given."""
+        """Write constant bytes to the stack, in the order given; R0 is lost.
+
+        Linux 5.16 to 6.7 takes a number of known bounds that is stored at a multiple of 8 for a register put aside, and
+        refuses a smaller store into the same 8 bytes after it, except to a process with CAP_PERFMON, which this one
+        gives up. Turning the bytes round makes the verifier forget what the number is.
+        """
         while content:
             size = next(n for n in (4, 2, 1) if n <= len(content) and offset % n == 0)
-            self.store(Reg.FP, offset, int.from_bytes(content[:size], sys.byteorder), size * 8)
+            if offset % 8 == 0 and size > 1 and any(content[:size]):
+                self.set(Reg.R0, int.from_bytes(content[:size], "big"))
+                self.network_order(Reg.R0, size * 8)
+                self.store(Reg.FP, offset, Reg.R0, size * 8)
+            else:
+                self.store(Reg.FP, offset, int.from_bytes(content[:size], sys.byteorder), size * 8)
             offset, content = offset + size, content[size:]
 
     def map(self, to: Reg, fd: int) -> None:

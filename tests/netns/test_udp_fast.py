@@ -650,6 +650,23 @@ def test_what_somebody_broke_is_noticed_and_repaired(command: str) -> None:
 # ---- probe -----------------------------------------------------------------------------------------
 
 
+PROBE_AS_AT_WORK = """
+import sys
+from backends.udp_fast import FastPath
+from flanneld.kernel import privileges
+from tests.support.udp_hosts import udp_config
+privileges.keep_at_work("udp")
+sys.exit(FastPath().probe(udp_config(1)))
+"""
+
+
+def test_the_programs_are_accepted_from_a_process_with_the_privileges_of_a_daemon_at_work() -> None:
+    """Without CAP_PERFMON some kernels refuse more."""
+    with wired() as (one, _two):
+        one.make_tun()
+        one.netns.run(sys.executable, "-c", PROBE_AS_AT_WORK)
+
+
 def test_the_probe_leaves_no_trace_and_says_yes_here() -> None:
     with wired() as (one, _two):
         links = one.netns.run("ip", "-br", "link")

@@ -33,7 +33,7 @@ VARIANTS: dict[str, Program] = {
 @pytest.mark.parametrize("program", VARIANTS.values(), ids=VARIANTS)
 def test_every_variant_assembles_and_stays_small_enough_to_read(program: Program) -> None:
     assert program.code()
-    assert len(program) < 180
+    assert len(program) < 200
 
 
 def test_unrelated_traffic_leaves_after_a_few_comparisons_and_uncounted() -> None:
