@@ -294,6 +294,7 @@ OTHERS = [
         before=_kill,
         act=_start,
         is_told=False,
+        outage_at_most_ms=5000,  # a program starts meanwhile, on a machine that may be busy
     ),
 ]
 
