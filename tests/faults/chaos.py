@@ -165,7 +165,7 @@ class Chaos:
         return f"faults {pause_ms} ms apart: {first.name}; {second.name}"
 
     def _make(self, bed: Bed, fault: Fault) -> None:
-        bed.run(fault.harm.format(**bed.words))
+        bed.run(_tolerant(fault, bed))
         bed.run(fault.whole.format(**bed.words))
         if fault.after:
             fault.after(bed)
@@ -319,7 +319,7 @@ class ChaosBed(Bed):
 
 
 def _tolerant(fault: Fault, bed: Bed) -> str:
-    """A fault's script, where an earlier one may have taken what it breaks."""
+    """A fault's script, where an earlier fault, or the repair of its own first half, may have taken what it breaks."""
     return f"{{ {fault.harm.format(**bed.words)}\n}} 2>/dev/null; true"
 
 
