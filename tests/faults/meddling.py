@@ -107,7 +107,7 @@ MEDDLING = [
         "end of the pair of devices renamed",
         ("F30",),
         ("udp",),
-        "ip link set flannel0c0 down; ip link set flannel0c0 name gone0; ip link set gone0 up || true",  # or gone by now
+        "ip link set flannel0c0 down; ip link set flannel0c0 name gone0; ip link set gone0 up || :",  # or gone by now
     ),
     Fault(
         "end of the pair of devices put into a bridge",
