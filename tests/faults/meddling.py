@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 AHEAD = ("vxlan", "vxlan IPv6")
 IN_A_BRIDGE = "ip link add fbr0 type bridge; ip link set {dev} master fbr0"
+OWN_ADDRESS = "{ip} addr del {own_base}/{bits} dev {dev}; {ip} addr add {own_base} dev {dev} "
 PEERS_ROUTE = "{ip} route change {subnet} via {base} dev {dev} onlink"
 
 
-def _own_address_becomes(kind: str) -> Act:
-    """Take our own address away and put it back as another kind, faster than the daemon could put back its own."""
+def _unseen(script: str) -> Act:
+    """Take something of ours away and put another in its place, faster than the daemon could put back its own."""
 
     def act(bed: Bed) -> None:
-        script = "{ip} addr del {own_base}/{bits} dev {dev}; {ip} addr add {own_base} dev {dev} " + kind
         bed.host.daemon.signal(signal.SIGSTOP)
         bed.run(script.format(**bed.words))
         bed.host.daemon.signal(signal.SIGCONT)
@@ -38,6 +38,7 @@ MEDDLING = [
         VXLANS[:3],
         IN_A_BRIDGE,
         whole="ip link del fbr0",
+        is_told=False,  # the operator may be faster
     ),
     Fault("device put into a bridge, which stays", ("F31",), VXLANS[:3], IN_A_BRIDGE, undo="ip link del fbr0"),
     Fault("ARP switched off on the device", ("F31",), VXLANS[:3], "ip link set {dev} arp off"),
@@ -52,9 +53,9 @@ MEDDLING = [
         "own address put back as one of the link",
         ("F11", "F31"),
         ("vxlan", "vxlan on demand"),
-        act=_own_address_becomes("scope link"),
+        act=_unseen(OWN_ADDRESS + "scope link"),
     ),
-    Fault("own address put back as one end of two", ("F31",), VXLANS[:3], act=_own_address_becomes("peer {base}")),
+    Fault("own address put back as one end of two", ("F31",), VXLANS[:3], act=_unseen(OWN_ADDRESS + "peer {base}")),
     Fault("learning switched on", ("F31",), VXLANS[:3], "ip link set {dev} type vxlan learning", lost_at_most=0),
     Fault(
         "FDB entry made temporary, to another host",
@@ -67,8 +68,10 @@ MEDDLING = [
         "FDB entry through nexthop objects",
         ("F05",),
         AHEAD,
-        "ip nexthop add id 5 via {nowhere} fdb; ip nexthop add id 6 group 5 fdb; "
-        "printf 'fdb del {mac} dev {dev}\\nfdb add {mac} dev {dev} nhid 6 self' | bridge -batch -",
+        act=_unseen(
+            "ip nexthop add id 5 via {nowhere} fdb; ip nexthop add id 6 group 5 fdb; "
+            "printf 'fdb del {mac} dev {dev}\\nfdb add {mac} dev {dev} nhid 6 self' | bridge -batch -"
+        ),
         undo="ip nexthop del id 6; ip nexthop del id 5",
     ),
     Fault("broadcast FDB entry added", ("F31",), AHEAD, "bridge fdb append 00:00:00:00:00:00 dst {nowhere} dev {dev}"),

@@ -73,7 +73,7 @@ def test_a_smaller_underlay_mtu_is_followed_by_device_and_subnet_env(make_lab: M
     for host in lab.hosts:
         host.ip("link", "set", "eth0", "mtu", "1400")
     until(lambda: all(h.subnet_env().get("FLANNEL_MTU") == "1350" for h in lab.hosts), "subnet.env follows")
-    assert "mtu 1350" in lab.host(1).ip("link", "show", "flannel.1")
+    until(lambda: "mtu 1350" in lab.host(1).ip("link", "show", "flannel.1"), "and so does the device")
     assert lab.host(1).subnet_env()["FLANNEL_SUBNET"] == subnet
     lab.attach_pods()
     assert full_size_ping(lab, 1, 2, Family.V4)[1].lost == 0

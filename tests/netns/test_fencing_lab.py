@@ -151,6 +151,7 @@ def test_a_host_whose_lease_ran_out_and_was_leased_to_another_moves(make_lab: Ma
     winner.daemon.wait_ready()
     winner.attach_pod()
     assert subnet_of(winner) == former
+    until(lambda: ping(winner.pod, peer.pod_address()).lost == 0, "peers send to the winner")
     traffic = Stream(lab, source=3, target=2)
     seen = Trespassers(lab, former, winner)  # nobody sends the winner its own addresses
 

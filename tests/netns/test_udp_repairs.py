@@ -12,6 +12,7 @@ import pytest
 
 from flanneld.lab import Lab
 from flanneld.lab.node import Host
+from flanneld.plan.fights import GAP_S
 from tests.faults.bed import ask
 from tests.netns.test_settings import cpu_s
 from tests.support.live import until
@@ -86,4 +87,4 @@ def test_a_program_that_undoes_every_repair_is_held_back_named_and_costs_little(
             assert cpu_s(host) - used < 0.25 * (audit(host)[-1]["seen"] - seen)
         repairs = len(audit(host))
         assert repairs < 60
-        until(lambda: len(audit(host)) > repairs, "it is put right when its time has come")
+        until(lambda: len(audit(host)) > repairs, "it is put right when its time has come", 2 * GAP_S[1])
