@@ -67,6 +67,7 @@ def test_emptied_maps_are_filled_again_without_a_packet_that_misses_them(make_la
         assert "restored 1 entries of the udp data path's maps" in audit(host)[0]["text"]
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("vandal", "about"),
     [((sys.executable, "-c", EMPTY_MAPS, "on and on"), "maps"), (("sh", "-c", TAKE_FILTERS), "filters and devices")],
