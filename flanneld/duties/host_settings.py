@@ -73,5 +73,5 @@ def hurting(standing: Standing, path: DataPath | None) -> Found:
     """
     families, ext = standing.conf.families(), standing.ext.name
     through = (sorted(path.own.devices) or [ext]) if path else []
-    bad = procfs.warnings(families, ext, iptables=not standing.conf.nftables, through=through)
-    return Found(bad, procfs.forwarding_off(families, through))
+    cut = procfs.forwarding_off(families, through)
+    return Found([*cut, *procfs.may_hurt(families, ext, iptables=not standing.conf.nftables)], cut)

@@ -74,24 +74,22 @@ def write(path: Path, value: str | int) -> None:
         raise _refused(f"write {value} to {path}", exc) from exc
 
 
-def warnings(
-    families: Sequence[Family], device: str, *, iptables: bool, through: Sequence[str] = (), root: Path = PROC_SYS
-) -> list[str]:
+def warnings(families: Sequence[Family], device: str, *, iptables: bool, root: Path = PROC_SYS) -> list[str]:
     """Everything about the host's settings that will hurt, one sentence each.
 
     Args:
         families: the enabled ones.
         device: the external interface.
         iptables: whether the iptables rules are in use, which need br_netfilter (contract 0.1 step 11).
-        through: see ``forwarding_off``.
         root: of the settings.
     """
-    found = forwarding_off(families, through, root)
-    if iptables:
-        found += bridge_filter_missing(families, root)
-    if Family.V4 in families:
-        found += reverse_path_strict(device, root)
-    return found
+    return forwarding_off(families, root=root) + may_hurt(families, device, iptables=iptables, root=root)
+
+
+def may_hurt(families: Sequence[Family], device: str, *, iptables: bool, root: Path = PROC_SYS) -> list[str]:
+    """Those of ``warnings`` that cut nothing off for certain."""
+    found = bridge_filter_missing(families, root) if iptables else []
+    return found + (reverse_path_strict(device, root) if Family.V4 in families else [])
 
 
 def forwarding_off(families: Sequence[Family], through: Sequence[str] = (), root: Path = PROC_SYS) -> list[str]:
@@ -107,9 +105,9 @@ def forwarding_off(families: Sequence[Family], through: Sequence[str] = (), root
     """
     off = []
     if Family.V4 in families:
-        devices = [conf(Family.V4, name, "forwarding", root) for name in through]
-        there = [path for path in devices if look(path) is not None]
-        off = [(Family.V4, path) for path in there if look(path) == "0"]
+        devices = {path: look(path) for path in (conf(Family.V4, name, "forwarding", root) for name in through)}
+        there = {path: value for path, value in devices.items() if value is not None}
+        off = [(Family.V4, path) for path, value in there.items() if value == "0"]
         everywhere = root / "net/ipv4/ip_forward"
         if (off or not there) and look(everywhere) == "0":
             off = [(Family.V4, everywhere)]

@@ -25,6 +25,7 @@ from flanneld.sources.etcd_endpoint import TLS, Endpoint, TLSFiles, parse_endpoi
 from flanneld.sources.etcd_values import KV, Age, Batch, Compacted, Event, LeaseGone, Listing, TxnResult
 from flanneld.sources.etcd_wire import Broken, Method, Refused, Wire
 from flanneld.sources.outage import Outage
+from flanneld.wake import heard
 
 __all__ = [
     "KV",
@@ -313,9 +314,7 @@ class EtcdClient:
         self._found_working.clear()
 
     async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._found_working.wait()
+        await heard(self._found_working, seconds)
 
     async def _watch_once(self, wire: Wire, create: pb.WatchCreateRequest) -> AsyncGenerator[Batch, None]:
         """Watch through one member until it fails; the first batch, without news, tells that it works."""
