@@ -32,7 +32,8 @@ from flanneld.plan.ownership import Ownership
 from flanneld.plan.traffic_iptables import Remnant
 from flanneld.plan.traffic_nft import TABLES
 from flanneld.report.atomic import file_refused, leftovers
-from flanneld.report.held_file import MAX_FOREIGN_FILE, read_file
+from flanneld.report.held_file import MAX_FOREIGN_FILE
+from flanneld.report.own_file import read_file
 
 REMEDY = "--network CIDR says which network is meant"
 

@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flanneld.errors import KernelError
 from flanneld.report.atomic import file_refused, remove_leftovers, write_atomic
 from flanneld.report.dir_watch import DirectoryWatch
+from flanneld.report.own_file import read_file
 from flanneld.retry import backoff
 from flanneld.wake import heard
 
@@ -222,21 +222,6 @@ class _Guard:
                 self._repaired(text, self._untold)
             self._count = self._untold = 0
             self._file.fight = None
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """The first ``limit`` bytes of a regular file; never waits on what is put in its place (FIFO, device).
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "not a regular file")
-        return os.read(fd, limit)
-    finally:
-        os.close(fd)
 
 
 def _damage(path: Path, wanted: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Read a file of our own in whose place somebody may have put anything: a pipe, a device, a terabyte.
+"""Read a file in whose place somebody may have put anything: a pipe, a device, a terabyte.
 
 A start must not hang on what lies in the state directory, nor fill the memory with it.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 AT_MOST_BYTES = 256 << 20
@@ -30,10 +32,7 @@ def read_own(path: Path, *, trusted: bool = False) -> bytes:
         NotOurs: see ``trusted``.
         ValueError: it is no regular file, or too long.
     """
-    # a pipe without writer would keep us for ever
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
+    with _opened(path) as (fd, status):
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(status.st_mode):
@@ -42,7 +41,30 @@ def read_own(path: Path, *, trusted: bool = False) -> bytes:
             raise ValueError(f"it has {status.st_size} bytes, which is more than any that flanneld writes")
         if trusted:
             _refuse_foreign(status)
-        return file.read()
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The first ``limit`` bytes of a regular file, whoever's it is.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with _opened(path) as (fd, status):
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "not a regular file")
+        return os.read(fd, limit)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    """A file, whatever it is, and what it is; a pipe without writer would keep us for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        yield fd, os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def _refuse_foreign(status: os.stat_result) -> None:

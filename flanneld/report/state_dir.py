@@ -37,7 +37,7 @@ from flanneld.model.addr import Family, Prefix
 from flanneld.model.identity import derive_identity, machine_mark
 from flanneld.report import state_file
 from flanneld.report.atomic import make_directory, remove_leftovers, write_atomic
-from flanneld.report.own_file import read_own
+from flanneld.report.own_file import read_file
 from flanneld.report.state_file import Kind, set_aside
 
 log = logging.getLogger(__name__)
@@ -273,8 +273,8 @@ def known_identity(path: Path) -> str:
 def _line(path: Path) -> str:
     """The first line of a small file, stripped; empty when there is none."""
     try:
-        return read_own(path)[:256].partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \t\r\n")
-    except (OSError, ValueError):
+        return read_file(path, 256).partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \t\r\n")
+    except OSError:
         return ""
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flanneld.model.subnet_env import PreviousEnv, parse
-from flanneld.report.held_file import MAX_FOREIGN_FILE, HeldFile, read_file
+from flanneld.report.held_file import MAX_FOREIGN_FILE, HeldFile
+from flanneld.report.own_file import read_file
 
 
 class SubnetFile(HeldFile):
