@@ -55,14 +55,14 @@ class View(NamedTuple):
 
     def holds(self, what: Prefix | IP) -> bool:
         """Whether the lease is about this subnet or address: its own, one of its pods', or its host's."""
-        if isinstance(what, Prefix):
-            return any(subnet and subnet.masked() == what.masked() for subnet in self.subnets)
-        return what in (self.attrs.public_ip, self.attrs.public_ip6) or any(s and what in s for s in self.subnets)
+        if self.is_leased_to(what):
+            return True
+        return not isinstance(what, Prefix) and any(subnet and what in subnet for subnet in self.subnets)
 
     def is_leased_to(self, what: Prefix | IP) -> bool:
         """Whether the lease is this subnet's, or this host's by its public address."""
         if isinstance(what, Prefix):
-            return self.holds(what)
+            return any(subnet and subnet.masked() == what.masked() for subnet in self.subnets)
         return what in (self.attrs.public_ip, self.attrs.public_ip6)
 
     def mac(self) -> str:
